@@ -1,0 +1,1 @@
+"""PyTorch checkpoints in, bundles out. Needs torch; `runtime` never imports this package."""

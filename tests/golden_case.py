@@ -1,0 +1,32 @@
+"""One golden file: reference weights, inputs and outputs written by the official code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """`state/*` uses official keys; `config` holds the official constructor's arguments."""
+
+    name: str
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, path: Path) -> GoldenCase:
+        groups: dict[str, dict[str, Tensor]] = {"state": {}, "input": {}, "output": {}}
+        with safe_open(path, framework="pt") as file:
+            config = json.loads(file.metadata()["config"])
+            for key in file.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
+                group, _, name = key.partition("/")
+                groups[group][name] = file.get_tensor(key)
+        return cls(path.stem, config, groups["state"], groups["input"], groups["output"])
