@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
+from export.presets import ModelConfig
+from runtime.bundle import sha256
 from runtime.errors import WeightsError
 
 
@@ -63,3 +69,117 @@ def sub_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
+
+
+@dataclass(frozen=True)
+class OfficialFile:
+    """One checkpoint: file name patterns (the first that matches wins) and what of it nobody needs."""
+
+    patterns: tuple[str, ...]
+    harmless: tuple[str, ...] = ()
+
+
+def official_files(config: ModelConfig) -> dict[str, OfficialFile]:
+    arch = config.backbone.arch
+    return {
+        "backbone": OfficialFile((f"dinov3_{arch}_pretrain_*",)),
+        "dinotxt": OfficialFile((f"dinov3_{arch}_dinotxt_vision_head_and_text_encoder*",), ("logit_scale",)),
+        "anyup": OfficialFile(("anyup_multi_backbone*", "anyup_paper*", "anyup_*")),
+        "sam": OfficialFile(
+            (f"sam_{config.sam.arch}_*",), ("prompt_encoder.", "mask_decoder.", "pixel_mean", "pixel_std")
+        ),
+        "refinement": OfficialFile((f"dinov3seg_{config.name}_refinement*",)),
+    }
+
+
+# Every part of the model: its file, and its prefixes there -> prefixes in our module.
+PARTS = {
+    "backbone": [("backbone", "", "")],
+    "vision_head": [("dinotxt", "visual_model.head.", "")],
+    "text_encoder": [("dinotxt", "text_model.", "")],
+    "anyup": [("anyup", "", "")],
+    "guidance": [
+        ("sam", "image_encoder.", "image_encoder."),
+        ("refinement", "spe.upsample1.", "upsample1."),
+        ("refinement", "spe.upsample2.", "upsample2."),
+    ],
+    "head": [("refinement", "head.", "")],
+}
+
+
+class CheckpointFolder:
+    """The official weight files in one folder, found by their official names.
+
+    Raises:
+        WeightsError: a file is missing, ambiguous or unreadable, or holds keys that belong to no part.
+    """
+
+    random = False
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        if not folder.is_dir():
+            raise WeightsError(f"--weights {folder}: no such folder; give the folder that holds the checkpoints")
+        self._folder = folder
+        self._files = official_files(config)
+        self._states: dict[str, dict[str, Tensor]] = {}
+        self._paths: dict[str, Path] = {}
+
+    def fill(self, module: nn.Module, part: str) -> None:
+        """Loads the weights of one part of `PARTS` into `module`."""
+        state: dict[str, Tensor] = {}
+        for file, prefix, ours in PARTS[part]:
+            state |= {ours + key: value for key, value in sub_state(self._state(file), prefix).items()}
+        sources = dict.fromkeys(self._paths[file].name for file, _, _ in PARTS[part])
+        load_state(module, state, " + ".join(sources))
+
+    def checksums(self) -> dict[str, str]:
+        """sha256 of every file that was used."""
+        return {path.name: sha256(path) for path in self._paths.values()}
+
+    def _state(self, file: str) -> dict[str, Tensor]:
+        if file not in self._states:
+            self._paths[file] = self._find(file)
+            state = read_state(self._paths[file])
+            self._states[file] = self._drop_harmless(file, state)
+        return self._states[file]
+
+    def _find(self, file: str) -> Path:
+        for pattern in self._files[file].patterns:
+            found = [path for path in sorted(self._folder.glob(pattern)) if path.suffix in (".pth", ".safetensors")]
+            if len(found) > 1:
+                names = ", ".join(path.name for path in found)
+                raise WeightsError(f"{self._folder}: {len(found)} files match {pattern}: {names}; keep one")
+            if found:
+                return found[0]
+        expected = self._files[file].patterns[0]
+        advice = (
+            "; without refinement weights choose --refinement none or --random-weights" if file == "refinement" else ""
+        )
+        raise WeightsError(f"{self._folder}: no {expected}.pth or .safetensors for the {file} weights{advice}")
+
+    def _drop_harmless(self, file: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = {key: value for key, value in state.items() if not key.startswith(self._files[file].harmless)}
+        prefixes = tuple(prefix for parts in PARTS.values() for name, prefix, _ in parts if name == file)
+        if strange := [key for key in state if not key.startswith(prefixes)]:
+            raise WeightsError(f"{self._paths[file]}: {_named('unexpected', strange)}")
+        return state
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A flat state dict from a .pth (no code is run) or .safetensors file, mapped rather than read."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(f"{path} cannot be read as a checkpoint ({reason}); download it again") from None
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise WeightsError(f"{path} cannot be read as safetensors ({error}); download it again") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} is not a flat state dict of tensors; expected the official file")
+    return state

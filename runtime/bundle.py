@@ -1,0 +1,153 @@
+"""The bundle: a portable, checksummed folder. Opened and verified here, written here, all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from runtime.errors import BundleError, OutputError
+from runtime.manifest import SCHEMA_VERSION, FileEntry, Manifest, StageEntry
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, root: str | Path) -> Bundle:
+        """Reads the manifest and checks that every file is there with its size.
+
+        Raises:
+            BundleError: not a bundle, a newer schema, or a missing or truncated file.
+        """
+        root = Path(root)
+        bundle = cls(root, _read_manifest(root))
+        for name, entry in bundle.manifest.files.items():
+            path = root / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != entry.size:
+                found = "is missing" if size is None else f"has {size} bytes"
+                raise BundleError(f"{path} {found}, expected {entry.size} bytes; copy or build the bundle again")
+        return bundle
+
+    def stage(self, name: str) -> StageEntry:
+        return next(stage for stage in self.manifest.stages if stage.name == name)
+
+    def onnx(self, stage: str, precision: str) -> Path:
+        """The graph of a stage, after its checksum and that of its weights have been verified."""
+        files = self.stage(stage).onnx
+        if precision not in files:
+            available = ", ".join(self.manifest.precisions)
+            raise BundleError(
+                f"{self.root} has no {precision} graph for stage {stage} (it has {available}); build it with "
+                f"python export/build_engines.py --engine {precision}"
+            )
+        graph = files[precision]
+        self.verify(graph)
+        if (weights := f"{graph}.data") in self.manifest.files:
+            self.verify(weights)
+        return self.root / graph
+
+    def tokenizer(self) -> Path:
+        self.verify(TOKENIZER)
+        return self.root / TOKENIZER
+
+    def verify(self, name: str) -> None:
+        """Raises BundleError if the file's sha256 is not the manifest's."""
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise BundleError(f"{self.root / name} is not listed in {MANIFEST}; build the bundle again")
+        if (found := sha256(self.root / name)) != entry.sha256:
+            raise BundleError(
+                f"{self.root / name} was altered: sha256 {found[:12]}..., expected {entry.sha256[:12]}...; "
+                "copy or build the bundle again"
+            )
+
+    def fingerprint(self, *names: str) -> str:
+        """A hash over the contents of the named files, from the manifest."""
+        joined = "".join(self.manifest.files[name].sha256 for name in names)
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def _read_manifest(root: Path) -> Manifest:
+    path = root / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = int(content["schema_version"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(
+            f"{root} is not a bundle: it has no {MANIFEST}; build one with python export/build_engines.py"
+        ) from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); copy or build the bundle again") from None
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version}, this runtime reads up to {SCHEMA_VERSION}; "
+            "update dinov3seg-deploy or build the bundle with this version"
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path} is not valid: {where}: {first['msg']}; build the bundle again") from None
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def new_bundle(target: Path) -> Iterator[Path]:
+    """A working folder beside `target` that takes its place if the block ends well, and vanishes if not.
+
+    Raises:
+        OutputError: `target` holds something that is not a bundle, or its parent cannot be written.
+    """
+    target = target.absolute()
+    if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
+        raise OutputError(f"{target} exists and is not a bundle; name another folder or remove it")
+    work = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        work.mkdir(parents=True)
+        (work / "onnx").mkdir()
+    except OSError as error:
+        raise OutputError(f"cannot write a bundle to {target} ({error.strerror}); name another folder") from None
+    try:
+        yield work
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        if target.exists():
+            target.replace(old)
+        work.replace(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def list_files(root: Path) -> dict[str, FileEntry]:
+    """Every file under `root` but the manifest, with size and checksum."""
+    return {
+        path.relative_to(root).as_posix(): FileEntry(sha256=sha256(path), size=path.stat().st_size)
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    (root / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,62 @@
+"""Engine libraries behind one protocol."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Literal, get_args
+
+from runtime.engines.base import Engine
+from runtime.errors import EngineError, InputError
+
+Backend = Literal["onnxruntime", "openvino"]
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+def choose_backend(backend: str, precision: str | None) -> tuple[Backend, Precision]:
+    """Resolves "auto" and the default precision.
+
+    ONNX Runtime is the portable default; bf16 on a CPU is OpenVINO's. OpenVINO's own default is bf16, its
+    fastest mode.
+
+    Raises:
+        InputError: unknown names, or a precision that the backend cannot run.
+        EngineError: the library is not installed.
+    """
+    if precision not in (None, *get_args(Precision)):
+        raise InputError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}")
+    if backend == "auto":
+        backend = "openvino" if precision == "bf16" else "onnxruntime"
+    if backend not in get_args(Backend):
+        raise InputError(f"backend is {backend!r}; expected auto or one of {', '.join(get_args(Backend))}")
+    if backend == "onnxruntime" and precision == "bf16":
+        raise InputError("ONNX Runtime has no bf16 arithmetic on a CPU; use backend openvino for bf16")
+    if importlib.util.find_spec(backend) is None:
+        raise EngineError(f"{backend} is not installed; pip install 'dinov3seg-deploy[{backend}]'")
+    if backend == "openvino":
+        return "openvino", _precision(precision or "bf16")
+    return "onnxruntime", _precision(precision or "fp32")
+
+
+def _precision(name: str) -> Precision:
+    return next(known for known in get_args(Precision) if known == name)
+
+
+def graph_precision(precision: Precision) -> str:
+    """The ONNX graphs that a precision runs: OpenVINO's bf16 is a mode of the fp32 graph."""
+    return "fp32" if precision == "bf16" else precision
+
+
+def open_engine(backend: Backend, graph: Path, precision: Precision, threads: int | None) -> Engine:
+    """Loads one ONNX graph.
+
+    Raises:
+        EngineError: the library cannot load the graph.
+    """
+    if backend == "openvino":
+        from runtime.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(graph, precision, threads)
+    from runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(graph, precision, threads)

@@ -1,0 +1,33 @@
+"""ONNX Runtime on the CPU: the portable reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+
+from runtime.engines.base import Array, Tensors, contiguous
+from runtime.errors import EngineError
+
+
+class OnnxRuntimeEngine:
+    def __init__(self, graph: Path, precision: str, threads: int | None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library raises its own classes, none of them public
+            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {error}") from None
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._graph_precision = precision
+
+    @property
+    def precision(self) -> str:
+        if self._graph_precision == "fp16":
+            return "fp16 storage, fp32 arithmetic (this CPU provider casts around its kernels)"
+        return self._graph_precision
+
+    def __call__(self, inputs: Tensors) -> dict[str, Array]:
+        return dict(zip(self._outputs, self._session.run(self._outputs, contiguous(inputs)), strict=True))

@@ -1,0 +1,113 @@
+"""What a bundle says of itself: the schema of `manifest.json`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from runtime.geometry import Geometry
+
+SCHEMA_VERSION = 1
+EarlyRefinement = Literal["after_merge", "before_merge", "none"]
+TextHalf = Literal["local", "mean"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Entry):
+    """A stage's input or output. A named axis is dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class StageEntry(_Entry):
+    """One stage and its ONNX file for every precision, relative to the bundle."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int
+    onnx: dict[str, str]
+
+
+class FileEntry(_Entry):
+    sha256: str
+    size: int
+
+
+class Prompting(_Entry):
+    """How a class name becomes a prompt.
+
+    `first_synonym` keeps only the text before the first ", " of a name, as CAT-Seg's test path does.
+    """
+
+    template: str = "A photo of a {} in the scene"
+    first_synonym: bool = False
+    context_length: int = 77
+
+
+class PipelineSpec(_Entry):
+    """All that the order of the stages depends on.
+
+    Attributes:
+        sam_size: Side of the guidance encoder's input in pixels.
+        rope_periods: The backbone's periods, as in its checkpoint.
+        prefix_tokens: Class and storage tokens in front of the patch tokens.
+        early_refinement: Where AnyUp acts: on the merged map, on each view before merging, or nowhere.
+        refinement: False is the training-free pipeline: cosines straight to labels.
+        pad_len: The most classes that refinement sees; 0 for no limit.
+        training_free_text: Cosines with the local text half, or the mean over both halves.
+    """
+
+    geometry: Geometry
+    sam_size: int = Field(gt=0)
+    rope_periods: tuple[float, ...]
+    prefix_tokens: int
+    early_refinement: EarlyRefinement
+    refinement: bool
+    pad_len: int
+    training_free_text: TextHalf
+
+
+class StageParity(_Entry):
+    """An engine's outputs against torch float32 on the same inputs."""
+
+    stage: str
+    precision: str
+    backend: str
+    max_abs_error: float
+    relative_rms_error: float
+
+
+class Manifest(_Entry):
+    """`manifest.json`. What the runtime needs has its own fields; `model` is the whole configuration.
+
+    Attributes:
+        weights: sha256 of every checkpoint file by name; empty for random weights.
+        label_agreement: Share of pixels labelled as by torch float32, for each precision.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    created: str
+    pipeline: PipelineSpec
+    prompting: Prompting
+    weights: dict[str, str]
+    random_weights: bool
+    model: dict[str, Any]
+    stages: tuple[StageEntry, ...]
+    parity: tuple[StageParity, ...]
+    label_agreement: dict[str, float]
+    tools: dict[str, str]
+    files: dict[str, FileEntry]
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions for which every stage has a graph, the most exact first."""
+        first, *others = (set(stage.onnx) for stage in self.stages)
+        return tuple(sorted(first.intersection(*others), reverse=True))
