@@ -69,8 +69,6 @@ def sub_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
-
-
 @dataclass(frozen=True)
 class OfficialFile:
     """One checkpoint: file name patterns (the first that matches wins) and what of it nobody needs."""
@@ -171,7 +169,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

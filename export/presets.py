@@ -102,13 +102,28 @@ SAMS = {
             pretrained_size=320,
         ),
         Sam(
-            arch="vit_b", embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11), taps=(3, 7)
+            arch="vit_b",
+            embed_dim=768,
+            depth=12,
+            num_heads=12,
+            global_attn_indexes=(2, 5, 8, 11),
+            taps=(3, 7),
         ),
         Sam(
-            arch="vit_l", embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23), taps=(7, 15)
+            arch="vit_l",
+            embed_dim=1024,
+            depth=24,
+            num_heads=16,
+            global_attn_indexes=(5, 11, 17, 23),
+            taps=(7, 15),
         ),
         Sam(
-            arch="vit_h", embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31), taps=(10, 20)
+            arch="vit_h",
+            embed_dim=1280,
+            depth=32,
+            num_heads=16,
+            global_attn_indexes=(7, 15, 23, 31),
+            taps=(10, 20),
         ),
     )
 }

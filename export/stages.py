@@ -72,9 +72,7 @@ def text_encoder(config: ModelConfig) -> Stage:
 
 
 def build_backbone(config: ModelConfig) -> DinoVisionTransformer:
-    return DinoVisionTransformer(
-        **config.backbone.model_dump(exclude={"arch"}), patch_size=config.geometry.patch_size
-    )
+    return DinoVisionTransformer(**config.backbone.model_dump(exclude={"arch"}), patch_size=config.geometry.patch_size)
 
 
 def backbone(config: ModelConfig) -> Stage:
@@ -106,7 +104,7 @@ class TokenAnyUp(nn.Module):
         self.grid = grid
 
     def forward(self, image: Tensor, features: Tensor) -> Tensor:
-        maps = features.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        maps = features.transpose(1, 2).reshape(len(features), -1, self.grid, self.grid)
         refined: Tensor = self.anyup(image, maps)
         return refined.flatten(2).transpose(1, 2)
 
@@ -141,9 +139,7 @@ def guidance_specs(config: ModelConfig) -> tuple[TensorSpec, TensorSpec, TensorS
     """Maps at 1/16, 1/8 and 1/4."""
     grid = config.geometry.grid
     channels = (config.sam.out_chans, *config.refinement.decoder_guidance_dims)
-    first, second, third = (
-        _float(f"guidance{i}", 1, channels[i], grid << i, grid << i) for i in range(3)
-    )
+    first, second, third = (_float(f"guidance{i}", 1, channels[i], grid << i, grid << i) for i in range(3))
     return first, second, third
 
 

@@ -10,6 +10,7 @@ from runtime.geometry import Geometry
 
 SCHEMA_VERSION = 1
 EarlyRefinement = Literal["after_merge", "before_merge", "none"]
+Precision = Literal["fp32", "fp16", "bf16"]
 TextHalf = Literal["local", "mean"]
 
 
@@ -78,7 +79,7 @@ class StageParity(_Entry):
     """An engine's outputs against torch float32 on the same inputs."""
 
     stage: str
-    precision: str
+    precision: Precision
     backend: str
     max_abs_error: float
     relative_rms_error: float

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import kernels
 import numpy as np
 import numpy.typing as npt
 
+import kernels
 from runtime.classes import select_classes
 from runtime.engines.base import Array, Engine, Tensors
 from runtime.manifest import PipelineSpec
@@ -22,7 +22,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Frame:
+class PipelineResult:
     """labels (H, W) uint8 or uint16; scores (H, W) float32 or None; timings in milliseconds by stage."""
 
     labels: Array
@@ -51,7 +51,7 @@ class Pipeline:
         sin, cos = rope_tables(self.spec.rope_periods, (grid, grid), self.spec.prefix_tokens)
         return {"rope_sin": sin, "rope_cos": cos}
 
-    def __call__(self, photo: Array, text: FloatArray, *, color: str = "rgb", scores: bool = True) -> Frame:
+    def __call__(self, photo: Array, text: FloatArray, *, color: str = "rgb", scores: bool = True) -> PipelineResult:
         """photo (H, W, 3) uint8 of any size, text (K, 2, C) float32 unit halves -> label map of the photo's size.
 
         Scores are the sigmoid of the winning logit, or the winning cosine in the training-free pipeline.
@@ -78,7 +78,7 @@ class Pipeline:
                 labels = kept.astype(np.uint8 if len(text) <= 255 else np.uint16)[labels]
             if winning is not None and self.spec.refinement:
                 winning = sigmoid(winning)
-        return Frame(labels, winning, timer.finish())
+        return PipelineResult(labels, winning, timer.finish())
 
     def _refine(
         self,
@@ -137,9 +137,7 @@ class Pipeline:
         return self.engines[stage](inputs)
 
 
-def upsample_argmax(
-    logits: FloatArray, size: tuple[int, ...], scores: bool
-) -> tuple[Array, FloatArray | None]:
+def upsample_argmax(logits: FloatArray, size: tuple[int, ...], scores: bool) -> tuple[Array, FloatArray | None]:
     """(K, h, w) -> labels and winning logits at (H, W)."""
     logits, height_width = np.ascontiguousarray(logits), (size[0], size[1])
     if scores:
@@ -150,7 +148,7 @@ def upsample_argmax(
 
 def sigmoid(x: FloatArray) -> FloatArray:
     with np.errstate(over="ignore"):  # exp overflows to inf, and 1/inf is the right answer
-        return 1 / (1 + np.exp(-x))
+        return np.float32(1) / (np.float32(1) + np.exp(-x))
 
 
 class StageTimer:

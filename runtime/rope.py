@@ -10,9 +10,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 
 
-def rope_tables(
-    periods: Sequence[float], grid: tuple[int, int], prefix_tokens: int
-) -> tuple[FloatArray, FloatArray]:
+def rope_tables(periods: Sequence[float], grid: tuple[int, int], prefix_tokens: int) -> tuple[FloatArray, FloatArray]:
     """Sine and cosine tables for a sequence of `prefix_tokens` unrotated tokens and h*w patch tokens.
 
     Coordinates are the patch centres in (-1, 1), each axis on its own; angles are 2*pi*coordinate/period,

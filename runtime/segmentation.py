@@ -41,18 +41,12 @@ class Segmentation:
     def __post_init__(self) -> None:
         labels, scores = self.labels, self.scores
         object.__setattr__(self, "classes", tuple(self.classes))
-        if (
-            not isinstance(labels, np.ndarray)
-            or labels.ndim != 2
-            or labels.dtype not in (np.uint8, np.uint16)
-        ):
+        if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype not in (np.uint8, np.uint16):
             raise InputError(f"labels must be (H, W) uint8 or uint16, got {_describe(labels)}")
         if not self.classes:
             raise InputError("classes must hold at least one name, got none")
         if len(self.classes) > self.no_class:
-            raise InputError(
-                f"{len(self.classes)} classes do not fit {labels.dtype} labels (at most {self.no_class})"
-            )
+            raise InputError(f"{len(self.classes)} classes do not fit {labels.dtype} labels (at most {self.no_class})")
         top = int(labels.max(initial=0))
         if top == self.no_class:
             top = int(labels.max(initial=0, where=labels != self.no_class))
@@ -64,9 +58,7 @@ class Segmentation:
         if scores is not None and (
             not isinstance(scores, np.ndarray) or scores.shape != labels.shape or scores.dtype != np.float32
         ):
-            raise InputError(
-                f"scores must be {labels.shape} float32 like the labels, got {_describe(scores)}"
-            )
+            raise InputError(f"scores must be {labels.shape} float32 like the labels, got {_describe(scores)}")
 
     @property
     def no_class(self) -> int:
@@ -123,7 +115,7 @@ class Segmentation:
         """
         from PIL import Image
 
-        from runtime.video import atomic_file
+        from runtime.files import atomic_file
 
         path = Path(path)
         if path.suffix.lower() != ".png":

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import tokenizers
 
 from runtime.errors import BundleError, EngineError, InputError, OutputError
-from runtime.video import atomic_file
+from runtime.files import atomic_file
 
 SOT = "<|startoftext|>"
 EOT = "<|endoftext|>"

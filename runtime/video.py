@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import InputError, OutputError
+from runtime.files import atomic_file
 
 Pixels = npt.NDArray[np.uint8]
 Kind = Literal["photo", "folder", "video", "stream"]
@@ -22,20 +22,6 @@ Kind = Literal["photo", "folder", "video", "stream"]
 _PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jfif"}
 _WRITTEN_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _DEFAULT_FPS = 25.0  # of a stream or file that does not say
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` at the end, or vanishes if the block raises.
-
-    Readers see the old file or the whole new one, and two writers cannot mix their bytes.
-    """
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)  # noqa: PTH105 (Path.replace hides that this is the atomic step)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -122,9 +108,7 @@ def open_source(path: str | Path | int) -> Source:
             raise InputError(f"folder {path} has no photos ({', '.join(sorted(_PHOTO_SUFFIXES))})")
         return Source("folder", path, length=len(photos), _photos=photos)
     if not path.exists():
-        raise InputError(
-            f"{path} does not exist; expected a photo, a folder of photos, a video or a stream URL"
-        )
+        raise InputError(f"{path} does not exist; expected a photo, a folder of photos, a video or a stream URL")
     if path.suffix.lower() in _PHOTO_SUFFIXES:
         return Source("photo", path, length=1, _photos=[path])
     import cv2
@@ -222,9 +206,7 @@ class Sink:
                 raise OutputError(f"OpenCV cannot write an mp4 video of {size[0]}x{size[1]} to {self.target}")
         if size != self._size:
             # OpenCV would leave such a frame out without a word.
-            raise InputError(
-                f"video frames must keep their size: first {self._size}, now {size} (width, height)"
-            )
+            raise InputError(f"video frames must keep their size: first {self._size}, now {size} (width, height)")
         self._writer.write(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR))
 
 
@@ -252,9 +234,7 @@ def open_sink(out: Path | str, source: Source) -> Sink:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OutputError(
-            f"cannot write to folder {folder}: {error.strerror}; choose another place"
-        ) from error
+        raise OutputError(f"cannot write to folder {folder}: {error.strerror}; choose another place") from error
     return Sink(source.kind, target, source.fps)
 
 

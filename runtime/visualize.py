@@ -92,8 +92,7 @@ def overlay(
     height, width = labels.shape
     if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
         raise InputError(
-            f"image must be ({height}, {width}, 3) uint8 RGB like the labels, "
-            f"got {pixels.shape} {pixels.dtype}"
+            f"image must be ({height}, {width}, 3) uint8 RGB like the labels, got {pixels.shape} {pixels.dtype}"
         )
     if not 0.0 <= alpha <= 1.0:
         raise InputError(f"alpha must be between 0 and 1, got {alpha}")
@@ -134,7 +133,7 @@ def _draw_legend(picture: Pixels, counts: npt.NDArray[np.int64], names: Sequence
     rows = min(len(seen), _MOST_ENTRIES + 1, (7 * height // 10 - margin - 2 * pad) // row)
     shares = [_percent(counts[index] / (height * width)) for index in seen]
     share_width = max((_text_width(share, size) for share in shares[:rows]), default=0)
-    room = 2 * width // 5 - margin - 2 * pad - 2 * gap - size - share_width
+    room = min(13 * size, 2 * width // 5 - margin - 2 * pad - 2 * gap - size - share_width)
     if rows < min(2, len(seen)) or rows < 1 or room < 3 * size:
         return
     listed = seen if rows == len(seen) and rows <= _MOST_ENTRIES else seen[: rows - 1]

@@ -57,9 +57,7 @@ def check_classes(names: Sequence[Any]) -> list[str]:
             raise InputError(f"class {index} must be a string, got {type(name).__name__} ({_short(name)})")
         name = name.strip()
         if special := _SPECIAL.search(name):
-            raise InputError(
-                f"class {index} ({_short(name)}) holds the special token {special[0]}; remove it"
-            )
+            raise InputError(f"class {index} ({_short(name)}) holds the special token {special[0]}; remove it")
         if not name:
             blank.append(index)
         elif name in kept:
@@ -107,9 +105,7 @@ def _read_file(path: Path) -> list[Any]:
         return _from_id_map(content, path)
     if isinstance(content, list):
         return content
-    raise InputError(
-        f'class list {path} must hold a list of names, {{"classes": [...]}}, or {{"0": "wall", ...}}'
-    )
+    raise InputError(f'class list {path} must hold a list of names, {{"classes": [...]}}, or {{"0": "wall", ...}}')
 
 
 def _from_id_map(id_map: dict[str, Any], path: Path) -> list[Any]:

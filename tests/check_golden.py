@@ -12,12 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import typer
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
 import golden_anyup
 import golden_catseg
 import golden_dinotxt
@@ -25,7 +19,12 @@ import golden_dinov3
 import golden_pipeline
 import golden_sam
 import golden_tokenizer
+import torch
+import typer
 from golden_case import GoldenCase
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
 
 Tensors = dict[str, Tensor]
 RUNNERS: dict[str, Callable[[GoldenCase], Tensors]] = {
@@ -96,9 +95,7 @@ def main(folder: Path) -> None:
     table = Table("file", "outputs", "output closest to its tolerance", "max abs error", "tolerance", "")
     for row in rows:
         verdict = "[red]FAIL" if row.failures else "[green]ok"
-        table.add_row(
-            row.file, str(row.outputs), row.worst, f"{row.error:.1e}", f"{row.tolerance:.0e}", verdict
-        )
+        table.add_row(row.file, str(row.outputs), row.worst, f"{row.error:.1e}", f"{row.tolerance:.0e}", verdict)
     console = Console(width=130)
     console.print(table)
     for row in rows:

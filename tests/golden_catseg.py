@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from golden_case import GoldenCase, record_outputs
 from torch import Tensor, nn
 
 from export.checkpoints import load_state
 from export.models.refinement import Aggregator, correlation
-from golden_case import GoldenCase, record_outputs
 from runtime.classes import select_classes
 
 Tensors = dict[str, Tensor]
@@ -38,9 +38,7 @@ def run(case: GoldenCase) -> Tensors:
                 for i in range(len(features))
             ]
             prefix = name.removeprefix("text_")
-            found |= {
-                f"{prefix}/{key}": torch.cat([image[key] for image in images]) for key in images[0]
-            }
+            found |= {f"{prefix}/{key}": torch.cat([image[key] for image in images]) for key in images[0]}
     return found
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
+from golden_case import GoldenCase
+from golden_dinov3 import Tensors, build_backbone, named_tokens, tables
 
 from export.checkpoints import load_state, sub_state
 from export.models.dinotxt import TextEncoder, VisionHead
-from golden_case import GoldenCase
-from golden_dinov3 import Tensors, build_backbone, named_tokens, tables
 
 
 def build_head(input_dim: int, config: dict[str, Any]) -> VisionHead:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from golden_case import GoldenCase
 from torch import Tensor
 
 from export.checkpoints import load_state
 from export.models.backbone import DinoVisionTransformer
-from golden_case import GoldenCase
 from runtime.rope import rope_tables
 
 Tensors = dict[str, Tensor]

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import kernels
 import numpy as np
 import torch
+from golden_case import GoldenCase, record_outputs
+from golden_catseg import DROPPED_LOGIT, build_aggregator
+from golden_catseg import inner_modules as head_modules
+from golden_dinotxt import build_head, build_text_encoder
+from golden_dinov3 import build_backbone, named_tokens
 from torch import Tensor, nn
 
+import kernels
 from export.checkpoints import load_state, sub_state
 from export.models.anyup import AnyUp
 from export.models.dinotxt import PatchFeatures
@@ -17,11 +22,6 @@ from export.models.refinement import Correlation, Decoder, Refinement
 from export.models.sam import SamGuidance
 from export.stages import TokenAnyUp
 from export.torch_engine import TorchEngine
-from golden_case import GoldenCase, record_outputs
-from golden_catseg import DROPPED_LOGIT, build_aggregator
-from golden_catseg import inner_modules as head_modules
-from golden_dinotxt import build_head, build_text_encoder
-from golden_dinov3 import build_backbone, named_tokens
 from runtime.classes import select_classes
 from runtime.engines.base import Tensors as EngineTensors
 from runtime.geometry import Geometry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,7 @@ from torch import Tensor, nn
 from export.models.anyup_tables import AveragePool, Rope, Size, WindowMask
 from runtime.errors import InputError
 
-RMS_NORM_EPS = (
-    1.1920929e-07  # officially the eps of the dtype: of fp32 here, also when the graph runs in fp16
-)
+RMS_NORM_EPS = 1.1920929e-07  # officially the eps of the dtype: of fp32 here, also when the graph runs in fp16
 RESPONSES_AT_ONCE = 14_000_000  # of the LFU, 56 MB: eight filters on 1024x40x40, of 839 MB for all 128
 MANY_QUERIES = 16384
 QUERIES_AT_ONCE = 8192  # where there are more than that; 210 MB of scores for four heads and 1600 keys
@@ -167,9 +166,7 @@ class CrossDecode(nn.Module):
     def forward(self, q: Tensor, k: Tensor, features: Tensor) -> Tensor:
         """(B, D, H, W), (B, D, h, w), (B, C, h, w) -> (B, C, H, W)."""
         height, width = q.shape[-2:]
-        queries, keys = self.cross_attn(
-            self.conv2d(q).flatten(2).transpose(1, 2), k.flatten(2).transpose(1, 2)
-        )
+        queries, keys = self.cross_attn(self.conv2d(q).flatten(2).transpose(1, 2), k.flatten(2).transpose(1, 2))
         values = features.flatten(2).transpose(1, 2)
         parts: list[Tensor] = []
         for first in range(0, height, self.rows_at_once):
@@ -277,8 +274,10 @@ class AnyUp(nn.Module):
 
 
 def encoder(in_dim: int, dim: int, kernel_size: int) -> Encoder:
-    first = nn.Conv2d(in_dim, dim, kernel_size, padding=kernel_size // 2, padding_mode="reflect", bias=False)
-    return Encoder(first, dim, dim)
+    """Officially padded by reflection; a 1x1 kernel needs none, and must not export a Pad node."""
+    padding = kernel_size // 2
+    mode: Literal["reflect", "zeros"] = "reflect" if padding else "zeros"
+    return Encoder(nn.Conv2d(in_dim, dim, kernel_size, padding=padding, padding_mode=mode, bias=False), dim, dim)
 
 
 def pair(size: Size | int) -> Size:

@@ -17,7 +17,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         if mask is not None:
             scores = scores + mask
-        return scores.softmax(dim=-1) @ v
+        attended: Tensor = scores.softmax(dim=-1) @ v
+        return attended
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 

@@ -48,7 +48,7 @@ class ClassAttention(GuidedProjection):
 
     def heads(self, x: Tensor, guidance: Tensor) -> Heads:
         qkv = self.project(x) + self.guidance_offset(guidance)[:, None]
-        qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 1, 3, 0, 4)
+        qkv = qkv.reshape(*qkv.shape[:2], 3, self.num_heads, -1).permute(2, 1, 3, 0, 4)
         return Heads(qkv[0], qkv[1], qkv[2])
 
 
@@ -72,10 +72,12 @@ def full_attention(x: Heads, pad: Heads | None, pad_count: Tensor | None) -> Ten
     q = x.q * x.q.shape[-1] ** -0.5
     scores = q @ x.k.transpose(-2, -1)
     if pad is None or pad_count is None:
-        return scores.softmax(dim=-1) @ x.v
+        attended: Tensor = scores.softmax(dim=-1) @ x.v
+        return attended
     pad_scores = q @ pad.k.transpose(-2, -1) + pad_count.log().clamp(min=-1e4)
     weights = torch.cat([pad_scores, scores], dim=-1).softmax(dim=-1)
-    return weights[..., 1:] @ x.v + weights[..., :1] * pad.v
+    attended = weights[..., 1:] @ x.v + weights[..., :1] * pad.v
+    return attended
 
 
 class ClassLayer(nn.Module):
@@ -106,10 +108,10 @@ class ClassLayer(nn.Module):
         pools = self.pooling != (1, 1)
         pooled = F.avg_pool2d(x, self.pooling) if pools else x
         grid = pooled.shape[-2:]
-        tokens = pooled.flatten(2).transpose(1, 2)
+        tokens: Tensor = pooled.flatten(2).transpose(1, 2)
         tokens = tokens + self.attention(self.norm1(tokens), guidance, self.padding(len(guidance)))
         tokens = tokens + self.MLP(self.norm2(tokens))
-        refined = tokens.transpose(1, 2).unflatten(2, grid)
+        refined: Tensor = tokens.transpose(1, 2).reshape(*x.shape[:2], *grid)
         if pools:
             refined = F.interpolate(refined, size=x.shape[-2:], mode="bilinear", align_corners=True)
         return x + refined
@@ -118,5 +120,5 @@ class ClassLayer(nn.Module):
         if not self.pad_len:
             return None
         # The count is taken from the graph's own class axis, so that no caller can get it wrong.
-        count = torch.scalar_tensor(torch.sym_max(self.pad_len - classes, 0))
+        count = torch.scalar_tensor(torch.sym_max(self.pad_len - classes, 0))  # type: ignore[no-untyped-call]
         return PaddingClasses(self.norm1(self.padding_tokens), self.padding_guidance[0], count)

@@ -84,7 +84,13 @@ class TextTransformer(nn.Module):
     causal_mask: Tensor
 
     def __init__(
-        self, vocab_size: int, dim: int, num_heads: int, num_layers: int, context_length: int, ffn_ratio: float
+        self,
+        vocab_size: int,
+        dim: int,
+        num_heads: int,
+        num_layers: int,
+        context_length: int,
+        ffn_ratio: float,
     ) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, dim)
@@ -96,7 +102,7 @@ class TextTransformer(nn.Module):
         self.register_buffer("causal_mask", mask, persistent=False)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        x = self.token_embedding(token_ids) + self.positional_embedding
+        x: Tensor = self.token_embedding(token_ids) + self.positional_embedding
         for block in self.blocks:
             x = block(x, self.causal_mask)
         return x
@@ -135,10 +141,10 @@ class TextEncoder(nn.Module):
         hidden = self.backbone(token_ids)
         # int32: engines have no ArgMax over int64. Pool first: the norm and the projection act per token.
         end = token_ids.to(torch.int32).argmax(dim=-1)
-        pooled = hidden.take_along_dim(end[:, None, None], dim=1)[:, 0]
-        pooled = self.head(self.backbone.ln_final(pooled))
+        last = hidden.take_along_dim(end[:, None, None], dim=1)[:, 0]
+        pooled: Tensor = self.head(self.backbone.ln_final(last))
         return pooled
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(K, context_length) int64 -> (K, 2, embed_dim/2): global, then local half, each of unit norm."""
-        return F.normalize(self.features(token_ids).unflatten(-1, (2, -1)), dim=-1)
+        return F.normalize(self.features(token_ids).reshape(len(token_ids), 2, -1), dim=-1)

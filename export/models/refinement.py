@@ -22,7 +22,8 @@ def correlation(features: Tensor, text: Tensor, grid: tuple[int, int]) -> Tensor
     """
     features = F.normalize(features, dim=-1)
     text = F.normalize(text, dim=-1)
-    return (text @ features.T).unflatten(-1, grid)
+    cosines: Tensor = text @ features.T
+    return cosines.reshape(*text.shape[:2], *grid)
 
 
 class ConvRelu(nn.Sequential):
@@ -62,10 +63,10 @@ class DoubleConv(nn.Module):
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         # A convolution of [x ; guidance] is the sum of two: the guidance one is done once, not per class.
-        weight = self.double_conv[0].weight
-        split = x.shape[1]
+        layers = list(self.double_conv)
+        weight, split = layers[0].weight, x.shape[1]
         x = F.conv2d(x, weight[:, :split], padding=1) + F.conv2d(guidance, weight[:, split:], padding=1)
-        for layer in self.double_conv[1:]:
+        for layer in layers[1:]:
             x = layer(x)
         return x
 
@@ -117,9 +118,7 @@ class Aggregator(nn.Module):
         grid = (feature_resolution[0], feature_resolution[1])
         self.conv1 = nn.Conv2d(prompt_channel, hidden_dim, 7, padding=3)
         self.guidance_projection = ConvRelu(appearance_guidance_dim, appearance_guidance_proj_dim)
-        self.text_guidance_projection = nn.Sequential(
-            nn.Linear(text_guidance_dim, text_guidance_proj_dim), nn.ReLU()
-        )
+        self.text_guidance_projection = nn.Sequential(nn.Linear(text_guidance_dim, text_guidance_proj_dim), nn.ReLU())
         self.decoder_guidance_projection = nn.ModuleList(
             ConvRelu(d, p) for d, p in zip(decoder_guidance_dims, decoder_guidance_proj_dims, strict=True)
         )
@@ -170,7 +169,8 @@ class Refinement(nn.Module):
         self.aggregator = aggregator
 
     def forward(self, correlation: Tensor, guidance0: Tensor, text: Tensor) -> Tensor:
-        return self.aggregator.refine(correlation, guidance0, text)
+        refined: Tensor = self.aggregator.refine(correlation, guidance0, text)
+        return refined
 
 
 class Decoder(nn.Module):
@@ -181,7 +181,8 @@ class Decoder(nn.Module):
         self.aggregator = aggregator
 
     def forward(self, class_features: Tensor, guidance1: Tensor, guidance2: Tensor) -> Tensor:
-        return self.aggregator.decode(class_features, guidance1, guidance2)
+        logits: Tensor = self.aggregator.decode(class_features, guidance1, guidance2)
+        return logits
 
 
 class Correlation(nn.Module):

@@ -212,9 +212,7 @@ class SamImageEncoder(nn.Module):
         A tap is a block's output after both residuals, windows merged, not normalised.
         """
         if tuple(image.shape[-2:]) != self.image_size:
-            raise InputError(
-                f"SAM encoder is built for images of {self.image_size}, got {tuple(image.shape[-2:])}"
-            )
+            raise InputError(f"SAM encoder is built for images of {self.image_size}, got {tuple(image.shape[-2:])}")
         x = self.patch_embed["proj"](image).permute(0, 2, 3, 1) + self.pos_embed
         outputs: dict[int, Tensor] = {}
         for i, block in enumerate(self.blocks):

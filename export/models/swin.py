@@ -30,9 +30,7 @@ class SwinBlock(nn.Module):
         self.attn = GuidedWindowAttention(dim, guidance_dim, num_heads)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
-        self.register_buffer(
-            "attn_mask", shifted_window_mask(grid, window, shift) if shift else None, persistent=False
-        )
+        self.register_buffer("attn_mask", shifted_window_mask(grid, window, shift) if shift else None, persistent=False)
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (K, H*W, D), guidance (1, H*W, Dg) -> (K, H*W, D)."""
@@ -44,7 +42,7 @@ class SwinBlock(nn.Module):
     def window_attention(self, qkv: Tensor) -> Tensor:
         (height, width), window, heads = self.grid, self.window, self.attn.num_heads
         rows, columns, dim = height // window, width // window, qkv.shape[-1] // 3
-        maps = qkv.unflatten(1, (height, width))
+        maps = qkv.reshape(-1, height, width, 3 * dim)
         if self.shift:
             maps = maps.roll((-self.shift, -self.shift), dims=(1, 2))
         maps = maps.reshape(-1, rows, window, columns, window, 3, heads, dim // heads)
@@ -60,9 +58,7 @@ class SwinBlock(nn.Module):
 class SwinLayer(nn.Module):
     """A plain and a shifted window block under one normalised guidance map."""
 
-    def __init__(
-        self, dim: int, guidance_dim: int, num_heads: int, grid: tuple[int, int], window_size: int
-    ) -> None:
+    def __init__(self, dim: int, guidance_dim: int, num_heads: int, grid: tuple[int, int], window_size: int) -> None:
         super().__init__()
         window, shift = (window_size, window_size // 2) if window_size < min(grid) else (min(grid), 0)
         if any(side % window for side in grid):
@@ -75,9 +71,8 @@ class SwinLayer(nn.Module):
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (K, D, H, W), guidance (1, Dg, H, W) -> (K, D, H, W)."""
         guidance = self.guidance_norm(guidance.flatten(2).transpose(1, 2))
-        tokens = x.flatten(2).transpose(1, 2)
-        tokens = self.block_2(self.block_1(tokens, guidance), guidance)
-        return tokens.transpose(1, 2).unflatten(2, self.grid)
+        tokens: Tensor = self.block_2(self.block_1(x.flatten(2).transpose(1, 2), guidance), guidance)
+        return tokens.transpose(1, 2).reshape(x.shape)
 
 
 def shifted_window_mask(grid: tuple[int, int], window: int, shift: int) -> Tensor:

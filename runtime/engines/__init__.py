@@ -8,9 +8,9 @@ from typing import Literal, get_args
 
 from runtime.engines.base import Engine
 from runtime.errors import EngineError, InputError
+from runtime.manifest import Precision
 
 Backend = Literal["onnxruntime", "openvino"]
-Precision = Literal["fp32", "fp16", "bf16"]
 
 
 def choose_backend(backend: str, precision: str | None) -> tuple[Backend, Precision]:
@@ -42,7 +42,7 @@ def _precision(name: str) -> Precision:
     return next(known for known in get_args(Precision) if known == name)
 
 
-def graph_precision(precision: Precision) -> str:
+def graph_precision(precision: Precision) -> Precision:
     """The ONNX graphs that a precision runs: OpenVINO's bf16 is a mode of the fp32 graph."""
     return "fp32" if precision == "bf16" else precision
 

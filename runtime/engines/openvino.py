@@ -41,5 +41,5 @@ class OpenVinoEngine:
 
     def __call__(self, inputs: Tensors) -> dict[str, Array]:
         results = self._request.infer(contiguous(inputs), share_inputs=True)
-        # Copied: the library reuses its output buffers in the next call.
-        return {port.get_any_name(): value.copy() for port, value in results.items()}
+        # A port may carry inner names beside the graph's. Copied: the next call reuses the output buffers.
+        return {name: value.copy() for port, value in results.items() for name in port.get_names()}

@@ -1,0 +1,179 @@
+"""The build command: weights -> ONNX graphs -> parity report -> bundle.
+
+python export/build_engines.py --random-weights
+python export/build_engines.py --preset vitl --weights checkpoints/ --refinement none --out bundles/vitl
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import numpy.typing as npt
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from runtime.bundle import new_bundle
+from runtime.engines import Backend, choose_backend, graph_precision
+from runtime.errors import Dinov3SegError, InputError
+from runtime.manifest import Precision
+from runtime.video import read_photo
+
+if TYPE_CHECKING:  # torch takes seconds to import: --help and bad options do not wait for it
+    from export.builder import Build
+
+console = Console(stderr=True)
+PARITY_CLASSES = ("wall", "floor", "table", "person", "cup")
+
+
+class Graphs(str, Enum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class RefinementChoice(str, Enum):
+    checkpoint = "checkpoint"
+    none = "none"
+
+
+class BackendChoice(str, Enum):
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    preset: Annotated[str, typer.Option(help="Model size: tiny, vits, vitb or vitl (the paper's).")] = "tiny",
+    out: Annotated[Path | None, typer.Option(help="Bundle folder [default: bundles/PRESET].")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder with the official checkpoint files.")] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="For work on shapes and speed; segments nothing.")
+    ] = False,
+    refinement: Annotated[
+        RefinementChoice, typer.Option(help="none: the training-free pipeline, public weights suffice.")
+    ] = RefinementChoice.checkpoint,
+    engine: Annotated[Graphs, typer.Option(help="fp16 adds half-precision graphs to the fp32 ones.")] = Graphs.fp32,
+    backend: Annotated[
+        list[BackendChoice] | None, typer.Option(help="Engines to compare with torch [default: onnxruntime].")
+    ] = None,
+    photo: Annotated[Path | None, typer.Option(help="Photo for the parity check [default: a generated one].")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a config field, e.g. geometry.stride=128.")
+    ] = None,
+) -> None:
+    """Exports every stage to ONNX, compares it with torch and writes a checksummed bundle."""
+    from export.presets import model_config
+
+    # A terminated build ends like an interrupted one: its unfinished folder is removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        config = model_config(preset, set_ or [])
+        if random_weights == (weights is not None):
+            raise InputError("give either --weights DIR with the official checkpoints, or --random-weights")
+        target = out or Path("bundles") / config.name
+        runs = engine_runs(backend or [BackendChoice.onnxruntime], engine)
+        with new_bundle(target) as folder, spinner() as announce:
+            announce("importing torch")
+            from export.builder import Request, build_bundle
+            from export.checkpoints import CheckpointFolder
+            from export.random_weights import RandomWeights
+
+            request = Request(
+                config=config,
+                weights=RandomWeights() if weights is None else CheckpointFolder(weights, config),
+                weights_dir=weights,
+                refinement=refinement is RefinementChoice.checkpoint,
+                graphs=("fp32", "fp16") if engine is Graphs.fp16 else ("fp32",),
+                runs=runs,
+                photo=generated_photo() if photo is None else read_photo(photo),
+                classes=PARITY_CLASSES,
+                announce=announce,
+            )
+            build = build_bundle(request, folder)
+    except Dinov3SegError as error:
+        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing was written", style="red")
+        raise typer.Exit(130) from None
+    report(build, target, random_weights)
+
+
+def engine_runs(backends: list[BackendChoice], engine: Graphs) -> tuple[tuple[Backend, Precision], ...]:
+    """Every graph in every engine, and OpenVINO's bf16 mode, which is its default."""
+    runs: list[tuple[Backend, Precision]] = []
+    for backend in backends:
+        name, default = choose_backend(backend.value, None)
+        asked = ("fp32", default, engine.value)
+        runs += [choose_backend(name, precision) for precision in dict.fromkeys(asked)]
+    return tuple(runs)
+
+
+def generated_photo(height: int = 480, width: int = 640) -> npt.NDArray[np.uint8]:
+    """A parity image with smooth, textured and sharp regions: gradients, stripes, discs and noise."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    photo = np.stack([rows / height, columns / width, 1 - rows / height], axis=-1) * 200
+    photo[:, : width // 3] += 40 * np.sign(np.sin(columns[:, : width // 3] / 6))[..., None]
+    for _ in range(12):
+        center, radius = rng.uniform((0, 0), (height, width)), rng.uniform(15, 80)
+        disc = (rows - center[0]) ** 2 + (columns - center[1]) ** 2 < radius**2
+        photo[disc] = rng.uniform(0, 255, 3)
+    photo += rng.normal(0, 8, photo.shape)
+    return photo.clip(0, 255).astype(np.uint8)
+
+
+@contextmanager
+def spinner() -> Iterator[Callable[[str], None]]:
+    """A line with what is being done and for how long; plain lines where the output is not a terminal."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def announce(text: str) -> None:
+            progress.update(task, description=text)
+            if not console.is_terminal:
+                console.print(text, highlight=False)
+
+        yield announce
+
+
+def report(build: Build, target: Path, random_weights: bool) -> None:
+    table = Table("stage", "graph", "nodes", "parameters", "MB", "seconds", "engine: largest error against torch")
+    for built in build.stages:
+        for precision, graph in built.graphs.items():
+            errors = [
+                f"{row.backend} {row.precision}: {row.max_abs_error:.1e} (relative RMS {row.relative_rms_error:.0e})"
+                for row in build.parities
+                if row.stage == built.stage.name and graph_precision(row.precision) == precision
+            ]
+            table.add_row(
+                built.stage.name,
+                precision,
+                str(graph.nodes),
+                f"{graph.parameters:,}",
+                f"{graph.size / 1e6:.1f}",
+                f"{built.seconds[precision]:.1f}",
+                "\n".join(errors),
+            )
+    console.print(table)
+    for name, share in build.label_agreement.items():
+        console.print(f"end to end, {name}: {share:.3%} of pixels labelled as by torch fp32", highlight=False)
+    if random_weights:
+        console.print("random weights: this bundle is for shapes and speed, it segments nothing", style="yellow")
+    console.print(f"bundle written to {target}")
+
+
+if __name__ == "__main__":
+    app()

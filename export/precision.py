@@ -1,0 +1,150 @@
+"""fp32 graph -> typed fp16 graph. "fp16" is then a property of the graph, never a builder flag."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from runtime.errors import ExportError
+
+# Nodes that stay in fp32: norms and sums over many elements, where fp16 overflows or loses its ten bits.
+FP32_ISLANDS = frozenset(
+    {
+        "LayerNormalization",
+        "InstanceNormalization",
+        "ReduceL2",
+        "ReduceMean",
+        "ReduceSum",
+        "Clip",
+        "Div",
+        "Sqrt",
+        "Reciprocal",
+    }
+)
+HALF_MAX = float(np.finfo(np.float16).max)
+
+
+def to_fp16(model: ir.Model, stage: str) -> None:
+    """Retypes the graph in place. Inputs and outputs stay float32; islands are bounded by casts.
+
+    Raises:
+        ExportError: a weight or constant lies outside fp16's range.
+    """
+    _HalfConverter(model, stage).convert()
+
+
+class _HalfConverter:
+    def __init__(self, model: ir.Model, stage: str) -> None:
+        self.graph, self.stage = model.graph, stage
+        self.full: dict[ir.Value, ir.Value] = {}  # fp16 value -> the fp32 value that it was cast from
+        self.half: dict[ir.Value, ir.Value] = {}  # fp32 initializer or input -> its fp16 twin
+
+    def convert(self) -> None:
+        nodes = list(self.graph)
+        outputs = list(self.graph.outputs)
+        for node in nodes:
+            if node.op_type in FP32_ISLANDS:
+                self._island(node)
+            else:
+                self._retype(node)
+        for i, output in enumerate(outputs):
+            if output.dtype == ir.DataType.FLOAT16:
+                self._restore_output(i, output)
+        unused = [name for name, value in self.graph.initializers.items() if not value.uses()]
+        for name in unused:
+            del self.graph.initializers[name]
+
+    def _retype(self, node: ir.Node) -> None:
+        """An fp16 node: its float inputs become fp16, and so do its outputs."""
+        for i, value in enumerate(node.inputs):
+            if value is not None and value.dtype == ir.DataType.FLOAT:
+                node.replace_input_with(i, self._halved(value, node))
+        for attribute in list(node.attributes.values()):
+            if attribute.type == ir.AttributeType.TENSOR:
+                tensor = attribute.as_tensor()
+                if tensor.dtype == ir.DataType.FLOAT:
+                    node.attributes[attribute.name] = ir.AttrTensor(attribute.name, self._half_tensor(tensor))
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
+        for output in node.outputs:
+            if output.dtype == ir.DataType.FLOAT:
+                output.dtype = ir.DataType.FLOAT16
+
+    def _island(self, node: ir.Node) -> None:
+        """An fp32 node: fp16 inputs are cast up, outputs down. Neighbouring islands stay connected in fp32."""
+        for i, value in enumerate(node.inputs):
+            if value is not None and value.dtype == ir.DataType.FLOAT16:
+                if value not in self.full:
+                    self.full[value] = self._cast(value, ir.DataType.FLOAT, before=node)
+                node.replace_input_with(i, self.full[value])
+        for output in list(node.outputs):
+            if output.dtype != ir.DataType.FLOAT or output.is_graph_output():
+                continue
+            uses = list(output.uses())
+            lowered = self._cast(output, ir.DataType.FLOAT16, after=node)
+            for user, index in uses:
+                user.replace_input_with(index, lowered)
+            self.full[lowered] = output
+
+    def _halved(self, value: ir.Value, user: ir.Node) -> ir.Value:
+        if value not in self.half:
+            if value.const_value is not None and value.is_initializer():
+                tensor = self._half_tensor(value.const_value)
+                twin = ir.Value(
+                    name=f"{value.name}_fp16",
+                    const_value=tensor,
+                    type=ir.TensorType(ir.DataType.FLOAT16),
+                    shape=value.shape,
+                )
+                tensor.name = twin.name
+                self.graph.register_initializer(twin)
+            else:
+                twin = self._cast(value, ir.DataType.FLOAT16, before=user)
+                self.full[twin] = value
+            self.half[value] = twin
+        return self.half[value]
+
+    def _half_tensor(self, tensor: ir.TensorProtocol) -> ir.Tensor:
+        array = tensor.numpy()
+        largest = float(np.abs(array).max(initial=0.0))
+        if largest > HALF_MAX:
+            raise ExportError(
+                f"stage {self.stage}: {tensor.name} holds {largest:.3g}, over fp16's {HALF_MAX:.0f}; "
+                "build it with --engine fp32"
+            )
+        return ir.Tensor(array.astype(np.float16), name=tensor.name)
+
+    def _cast(
+        self, value: ir.Value, to: ir.DataType, before: ir.Node | None = None, after: ir.Node | None = None
+    ) -> ir.Value:
+        node = ir.node("Cast", [value], {"to": int(to)})
+        output = node.outputs[0]
+        output.name = f"{value.name}_{'half' if to == ir.DataType.FLOAT16 else 'full'}"
+        output.dtype = to
+        if before is not None:
+            self.graph.insert_before(before, node)
+        elif after is not None:
+            self.graph.insert_after(after, node)
+        return output
+
+    def _restore_output(self, index: int, output: ir.Value) -> None:
+        """The graph's own output keeps its name and float32."""
+        name, shape = output.name, output.shape
+        producer = output.producer()
+        assert producer is not None
+        output.name = f"{name}_half"
+        restored = self._cast(output, ir.DataType.FLOAT, after=producer)
+        restored.name, restored.shape = name, shape
+        self.graph.outputs[index] = restored
+
+
+def dtype_counts(model: ir.Model) -> dict[str, int]:
+    """How many values of each floating type the graph computes: read back, not assumed."""
+    floating = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+    counts: dict[str, int] = {}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.dtype in floating:
+                name = floating[value.dtype]
+                counts[name] = counts.get(name, 0) + 1
+    return counts

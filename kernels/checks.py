@@ -1,0 +1,122 @@
+"""What a caller may get wrong, as one line each: argument, what was given, what is expected."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+MAX_CLASSES = 65535  # uint16 labels, with 65535 kept for "no class"
+
+
+def fail(name: str, given: Any, expected: str) -> NoReturn:
+    raise ValueError(f"{name}: got {_describe(given)}, expected {expected}")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} array of shape {value.shape}"
+    text = repr(value) if value is None or isinstance(value, (int, float, str, tuple)) else ""
+    return text if 0 < len(text) <= 60 else type(value).__name__
+
+
+def integer(name: str, value: Any, low: int = 1, high: int = 2**31 - 1) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        fail(name, value, "an integer")
+    if not low <= number <= high:
+        fail(name, number, f"an integer from {low} to {high}")
+    return number
+
+
+def height_width(name: str, value: Any) -> tuple[int, int]:
+    try:
+        height, width = value
+    except (TypeError, ValueError):
+        fail(name, value, "(height, width)")
+    return integer(f"{name}[0]", height), integer(f"{name}[1]", width)
+
+
+def photo(value: Any) -> None:
+    expected = "uint8 array of shape (H, W, 3)"
+    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
+        fail("photo", value, expected)
+    if value.size == 0:
+        fail("photo", value, f"{expected} with H and W above 0")
+
+
+def color(value: Any) -> bool:
+    """Whether the channels are stored blue first."""
+    if not isinstance(value, str) or value not in ("rgb", "bgr"):
+        fail("color", value, '"rgb" or "bgr"')
+    return value == "bgr"
+
+
+def crops_per_axis(size: int, crop: int, stride: int) -> int:
+    if (size - crop) % stride:
+        fail("stride", stride, f"a divisor of size - crop = {size - crop}")
+    return (size - crop) // stride + 1
+
+
+def floats(name: str, value: Any, layout: str) -> None:
+    """`layout` names the axes, e.g. "(K, h, w)". Never copied: these arrays are large."""
+    expected = f"float32 array of shape {layout}"
+    if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.ndim != layout.count(",") + 1:
+        fail(name, value, expected)
+    if value.size == 0:
+        fail(name, value, f"{expected} with no axis of 0")
+    if not (value.flags.c_contiguous and value.flags.aligned):
+        raise ValueError(f"{name}: got a non-contiguous array, expected C order: pass np.ascontiguousarray({name})")
+
+
+def square_root(name: str, number: int, meaning: str) -> int:
+    root = math.isqrt(number)
+    if root * root != number:
+        fail(name, number, f"a square number ({meaning})")
+    return root
+
+
+def token_grid(crops: tuple[int, int], stride: int) -> tuple[int, int, int]:
+    """(n, g*g) -> crops per axis, g, and the side G of the merged grid."""
+    per_axis = square_root("crop_features.shape[0]", crops[0], "n = k*k crops")
+    crop_grid = square_root("crop_features.shape[1]", crops[1], "g*g tokens a crop")
+    if per_axis > 1 and stride > crop_grid:
+        fail("stride", stride, f"at most g = {crop_grid}: larger ones leave tokens that no crop covers")
+    return per_axis, crop_grid, crop_grid + (per_axis - 1) * stride
+
+
+def label_dtype(classes: int) -> type[np.uint8] | type[np.uint16]:
+    if not 1 <= classes <= MAX_CLASSES:
+        fail("logits", classes, f"1 to {MAX_CLASSES} classes (K)")
+    return np.uint8 if classes <= 255 else np.uint16
+
+
+def parts(name: str, value: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """`out=` of a function that returns several arrays."""
+    if value is None:
+        return (None,) * len(names)
+    if not isinstance(value, (tuple, list)) or len(value) != len(names):
+        fail(name, value, f"a tuple ({', '.join(names)})")
+    return tuple(value)
+
+
+def output(
+    name: str, buffer: Any, shape: tuple[int, ...], dtype: DTypeLike, *not_touching: NDArray[Any] | None
+) -> NDArray[Any]:
+    """`buffer` if it can hold the result, or a new array where it is None."""
+    if buffer is None:
+        return np.empty(shape, dtype)
+    wanted = np.dtype(dtype)
+    if not isinstance(buffer, np.ndarray) or buffer.dtype != wanted or buffer.shape != shape:
+        fail(name, buffer, f"{wanted} array of shape {shape}")
+    if not (buffer.flags.c_contiguous and buffer.flags.aligned):
+        raise ValueError(f"{name}: got a non-contiguous array, expected C order")
+    if not buffer.flags.writeable:
+        raise ValueError(f"{name}: got a read-only array, expected a writable one")
+    if any(np.may_share_memory(buffer, other) for other in not_touching if other is not None):
+        raise ValueError(f"{name}: got memory that another argument uses too, expected memory of its own")
+    return buffer

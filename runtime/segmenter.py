@@ -1,0 +1,230 @@
+"""The public face: load a bundle, name classes, segment images."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.bundle import TOKENIZER, Bundle
+from runtime.engines import choose_backend, graph_precision, open_engine
+from runtime.engines.base import Engine
+from runtime.errors import EngineError, InputError
+from runtime.images import as_pixels
+from runtime.live import newest
+from runtime.pipeline import Pipeline
+from runtime.segmentation import Segmentation
+from runtime.text import TextEmbedder, Tokenizer, default_cache_dir
+from runtime.video import open_source
+from runtime.vocab import read_classes
+
+TEXT_STAGE = "text_encoder"
+DEFAULT_CACHE = default_cache_dir()
+Classes = Sequence[str] | str | Path
+
+
+class Segmenter:
+    """Segments images into named classes. Calls may come from any thread; they run one after the other.
+
+    Example:
+        >>> from runtime import Segmenter
+        >>> segmenter = Segmenter.load("bundles/tiny", classes=["wall", "floor", "red mug"])
+        >>> result = segmenter(image)          # (H, W, 3) uint8
+        >>> result.labels, result.overlay(image)
+    """
+
+    def __init__(self, bundle: Bundle, pipeline: Pipeline, embedder: TextEmbedder, color: str) -> None:
+        self.bundle = bundle
+        self._pipeline = pipeline
+        self._embedder = embedder
+        self._color = check_color(color)
+        self._classes: tuple[str, ...] = ()
+        self._text: npt.NDArray[np.float32] | None = None
+        self._lock = threading.RLock()
+        self._worker: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path,
+        classes: Classes | None = None,
+        *,
+        device: str = "auto",
+        backend: str = "auto",
+        precision: str | None = None,
+        color: str = "rgb",
+        threads: int | None = None,
+        cache_dir: Path | None = DEFAULT_CACHE,
+    ) -> Segmenter:
+        """Opens a bundle, verifies its checksums and loads its engines.
+
+        Args:
+            classes: As for `set_classes`; may be set later.
+            device: "auto" or "cpu".
+            backend: "onnxruntime", "openvino" or "auto".
+            precision: "fp32", "fp16" or "bf16"; None: the backend's default.
+            color: Channel order of the images to come, "rgb" or "bgr".
+            threads: CPU threads for each engine; None: the library's choice.
+            cache_dir: Where text embeddings are kept between runs; None: nowhere.
+
+        Raises:
+            BundleError: the bundle is incomplete, altered, or of a newer schema.
+            EngineError: the engine library is missing or refuses a graph.
+            InputError: an option or class list that cannot be used.
+        """
+        if device not in ("auto", "cpu"):
+            raise InputError(f"device is {device!r}; expected auto or cpu")
+        check_color(color)
+        names = None if classes is None else read_classes(classes)
+        opened = Bundle.open(bundle)
+        manifest = opened.manifest
+        if manifest.random_weights:
+            warnings.warn(
+                f"{opened.root} was built with random weights: it shows shapes and speed, its labels mean nothing",
+                stacklevel=2,
+            )
+        library, chosen = choose_backend(backend, precision)
+        graphs = graph_precision(chosen)
+
+        def engine(stage: str) -> Engine:
+            return open_engine(library, opened.onnx(stage, graphs), chosen, threads)
+
+        engines = {stage.name: engine(stage.name) for stage in manifest.stages if stage.name != TEXT_STAGE}
+        embedder = TextEmbedder(
+            Tokenizer.from_file(opened.tokenizer(), manifest.prompting.context_length),
+            # Opened for new names only and closed again: it is the largest stage and seldom needed.
+            lambda ids: engine(TEXT_STAGE)({"token_ids": ids})["text"],
+            prompt_template=manifest.prompting.template,
+            first_synonym=manifest.prompting.first_synonym,
+            cache_key=f"{text_fingerprint(opened, graphs)}-{library}-{chosen}",
+            cache_dir=cache_dir,
+            batch=64,
+        )
+        segmenter = cls(opened, Pipeline(manifest.pipeline, engines), embedder, color)
+        if names is not None:
+            segmenter.set_classes(names)
+        return segmenter
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._classes
+
+    @property
+    def precision(self) -> dict[str, str]:
+        """What every stage really computes in, read back from its engine."""
+        return {name: engine.precision for name, engine in self._pipeline.engines.items()}
+
+    def set_classes(self, classes: Classes) -> None:
+        """Changes what is looked for. Only names never seen before are encoded; no engine is rebuilt.
+
+        Args:
+            classes: A list of names, "a, b, c", or a .txt or .json file.
+
+        Raises:
+            InputError: no names, a special token in a name, or a name longer than the text encoder takes.
+        """
+        names = read_classes(classes)
+        with self._lock:
+            self._check_open()
+            self._text = self._embedder.embed(names)
+            self._classes = tuple(names)
+
+    @overload
+    def __call__(self, image: list[Any], *, color: str | None = None, scores: bool = True) -> list[Segmentation]: ...
+
+    @overload
+    def __call__(self, image: Any, *, color: str | None = None, scores: bool = True) -> Segmentation: ...
+
+    def __call__(
+        self, image: Any, *, color: str | None = None, scores: bool = True
+    ) -> Segmentation | list[Segmentation]:
+        """Segments one image, or each of a list.
+
+        Args:
+            image: (H, W, 3) uint8 numpy array of any strides, PIL image, or CPU DLPack tensor; or a list.
+            color: "rgb" or "bgr"; None: as loaded. PIL images are always RGB.
+            scores: Whether to compute `Segmentation.scores`.
+
+        Raises:
+            InputError: the image has another type, dtype, rank or channel count, or no classes are set.
+        """
+        if isinstance(image, list):
+            return [self._segment(one, color, scores) for one in image]
+        return self._segment(image, color, scores)
+
+    def _segment(self, image: Any, color: str | None, scores: bool) -> Segmentation:
+        order = "rgb" if hasattr(image, "getbands") else check_color(color or self._color)
+        pixels = as_pixels(image)
+        with self._lock:
+            self._check_open()
+            if self._text is None:
+                raise InputError("no classes are set; call set_classes([...]) or load with classes=[...]")
+            result = self._pipeline(pixels, self._text, color=order, scores=scores)
+            return Segmentation(result.labels, self._classes, result.timings, result.scores)
+
+    def submit(self, image: Any, *, color: str | None = None, scores: bool = True) -> Future[Segmentation]:
+        """Queues one image and returns at once. Results come in the order of submission."""
+        with self._lock:
+            self._check_open()
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="segmenter")
+            return self._worker.submit(self.__call__, image, color=color, scores=scores)
+
+    def stream(
+        self, source: str | Path | int | Iterable[Any], *, drop: bool = False, scores: bool = False
+    ) -> Iterator[Segmentation]:
+        """Segments frame after frame.
+
+        Args:
+            source: A photo, folder, video file, stream URL or camera number, or an iterable of images.
+            drop: Skip frames that arrive while one is being segmented, as a live camera needs.
+        """
+        if isinstance(source, (str, Path, int)):
+            frames: Iterable[Any] = (frame.image for frame in open_source(source))
+            order = "rgb"
+        else:
+            frames, order = source, self._color
+        for frame in newest(frames) if drop else frames:
+            yield self(frame, color=order, scores=scores)
+
+    def close(self) -> None:
+        """Waits for queued images and frees the engines. Later calls raise EngineError."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.shutdown(wait=True)
+        with self._lock:
+            self._closed = True
+            self._pipeline.engines = {}
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("this Segmenter is closed; load the bundle again")
+
+
+def check_color(color: str) -> str:
+    if color not in ("rgb", "bgr"):
+        raise InputError(f"color is {color!r}; expected 'rgb' or 'bgr'")
+    return color
+
+
+def text_fingerprint(bundle: Bundle, graphs: str) -> str:
+    """Changes whenever an embedding could: hash of the text encoder's graph, its weights and the tokenizer."""
+    graph = bundle.stage(TEXT_STAGE).onnx[graphs]
+    weights = [f"{graph}.data"] if f"{graph}.data" in bundle.manifest.files else []
+    return bundle.fingerprint(graph, *weights, TOKENIZER)

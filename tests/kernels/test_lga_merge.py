@@ -1,0 +1,96 @@
+"""lga_merge: compiled against reference and against torch's sum divided by a count map."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kernels
+from kernels import reference
+
+
+def random_features(seed: int, per_axis: int, crop_grid: int, stride: int, channels: int):
+    rng = np.random.default_rng(seed)
+    grid = crop_grid + (per_axis - 1) * stride
+    crops = rng.standard_normal((per_axis**2, crop_grid**2, channels), dtype=np.float32)
+    return crops, rng.standard_normal((grid**2, channels), dtype=np.float32)
+
+
+def torch_merge(crops: np.ndarray, full: np.ndarray | None, per_axis: int, stride: int) -> np.ndarray:
+    crop_grid, channels = int(crops.shape[1] ** 0.5), crops.shape[2]
+    grid = crop_grid + (per_axis - 1) * stride
+    total, count = torch.zeros(channels, grid, grid), torch.zeros(1, grid, grid)
+    tiles = torch.from_numpy(crops).transpose(1, 2).unflatten(2, (crop_grid, crop_grid))
+    corners = [(y * stride, x * stride) for y in range(per_axis) for x in range(per_axis)]
+    for tile, (y, x) in zip(tiles, corners, strict=True):
+        total[:, y : y + crop_grid, x : x + crop_grid] += tile
+        count[:, y : y + crop_grid, x : x + crop_grid] += 1
+    local = (total / count).flatten(1).T
+    return (local if full is None else (local + torch.from_numpy(full)) / 2).numpy()
+
+
+# per axis, crop grid, stride, channels: the two published readings first, then the odd ones
+GEOMETRIES = [
+    (2, 24, 16, 1024),
+    (3, 24, 8, 1024),
+    (1, 6, 16, 7),
+    (2, 6, 4, 32),
+    (2, 5, 5, 3),
+    (3, 6, 2, 64),
+    (5, 7, 1, 17),
+    (4, 1, 1, 1),
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("with_full", [True, False])
+def test_equals_reference_and_torch(geometry, with_full):
+    per_axis, _, stride, _ = geometry
+    crops, full = random_features(hash(geometry) % 1000, *geometry)
+    full = full if with_full else None
+    merged = kernels.lga_merge(crops, full, stride)
+    assert np.array_equal(merged, reference.lga_merge(crops, full, stride))
+    np.testing.assert_allclose(merged, torch_merge(crops, full, per_axis, stride), rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    per_axis=st.integers(1, 4),
+    crop_grid=st.integers(1, 7),
+    stride=st.integers(1, 7),
+    channels=st.integers(1, 19),
+    with_full=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_any_geometry(per_axis, crop_grid, stride, channels, with_full, seed):
+    stride = min(stride, crop_grid)
+    crops, full = random_features(seed, per_axis, crop_grid, stride, channels)
+    full = full if with_full else None
+    merged = kernels.lga_merge(crops, full, stride)
+    assert np.array_equal(merged, reference.lga_merge(crops, full, stride))
+
+
+def test_the_whole_image_weighs_as_much_as_all_crops_together():
+    crops, full = np.ones((4, 36, 2), np.float32), np.full((100, 2), 3, np.float32)
+    assert np.all(kernels.lga_merge(crops, full, 4) == 2)
+
+
+def test_crop_order_is_y_outer():
+    crops = np.repeat(np.arange(4, dtype=np.float32), 4).reshape(4, 4, 1)
+    merged = kernels.lga_merge(crops, None, 2).reshape(4, 4)
+    assert merged[0, 3] == 1 and merged[3, 0] == 2
+
+
+def test_without_crops_the_whole_image_is_copied():
+    full = random_features(0, 2, 6, 4, 8)[1]
+    merged = kernels.lga_merge(None, full)
+    assert np.array_equal(merged, full) and not np.shares_memory(merged, full)
+    assert np.array_equal(reference.lga_merge(None, full), full)
+
+
+def test_nan_stays_where_it_is():
+    crops, full = random_features(1, 2, 6, 4, 8)
+    crops[0, 0] = np.nan
+    merged = kernels.lga_merge(crops, full, 4)
+    assert np.isnan(merged[0]).all() and np.isfinite(merged[1:]).all()

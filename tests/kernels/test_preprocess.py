@@ -1,0 +1,133 @@
+"""preprocess: compiled against reference and torch, over every way a photo can lie in memory."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kernels
+from kernels import reference
+
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def random_photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def torch_preprocess(photo: np.ndarray, size: int) -> np.ndarray:
+    planes = torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(planes, size=(size, size), mode="bilinear", align_corners=False, antialias=False)
+    return ((resized / 255 - MEAN) / STD).numpy()
+
+
+def assert_same(given_, expected) -> None:
+    for ours, theirs in zip(given_, expected, strict=True):
+        assert ours.dtype == theirs.dtype == np.float32
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+SHAPES = [(1, 1), (1, 7), (83, 107), (190, 77), (480, 640), (1080, 1920), (10000, 30), (30, 10000)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("geometry", [(160, 96, 64), (160, 96, 32), (97, 97, 5), (64, None, 1)])
+def test_equals_reference(shape, geometry):
+    photo = random_photo(np.random.default_rng(hash(shape) % 1000), *shape)
+    size, crop, stride = geometry
+    image, crops = kernels.preprocess(photo, size, crop, stride)
+    expected_image, expected_crops = reference.preprocess(photo, size, crop, stride)
+    assert image.shape == (1, 3, size, size)
+    if crop is None:
+        assert crops is None and expected_crops is None
+        assert_same([image], [expected_image])
+    else:
+        assert crops.shape == (((size - crop) // stride + 1) ** 2, 3, crop, crop)
+        assert_same([image, crops], [expected_image, expected_crops])
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (2160, 3840), (1001, 7777)])
+def test_equals_torch(shape):
+    photo = random_photo(np.random.default_rng(7), *shape)
+    image, _ = kernels.preprocess(photo, 640, None)
+    assert_same([image], [torch_preprocess(photo, 640)])
+
+
+def test_8k_photo():
+    photo = random_photo(np.random.default_rng(8), 4320, 7680)
+    assert_same([kernels.preprocess(photo, 96, None)[0]], [torch_preprocess(photo, 96)])
+
+
+def test_crops_are_cut_from_the_image_y_outer():
+    image, crops = kernels.preprocess(random_photo(np.random.default_rng(1), 50, 70), 160, 96, 64)
+    offsets = [(y, x) for y in (0, 64) for x in (0, 64)]
+    for crop, (y, x) in zip(crops, offsets, strict=True):
+        assert np.array_equal(crop, image[0, :, y : y + 96, x : x + 96])
+
+
+VIEWS = {
+    "upside down": lambda p: p[::-1],
+    "mirrored": lambda p: p[:, ::-1],
+    "channels reversed": lambda p: p[..., ::-1],
+    "all reversed": lambda p: p[::-1, ::-1, ::-1],
+    "every other": lambda p: p[::2, 1::3],
+    "window": lambda p: p[5:41, 7:50],
+    "transposed": lambda p: p.transpose(1, 0, 2),
+    "planar": lambda p: np.ascontiguousarray(p.transpose(2, 0, 1)).transpose(1, 2, 0),
+    "of RGBA": lambda p: np.concatenate([p, p[..., :1]], axis=2)[..., :3],
+    "broadcast grey": lambda p: np.broadcast_to(p[..., :1], p.shape),
+    "one row repeated": lambda p: np.broadcast_to(p[:1], p.shape),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_views_are_read_in_place(name, color):
+    view = VIEWS[name](random_photo(np.random.default_rng(2), 60, 80))
+    copy = np.ascontiguousarray(view)
+    before = copy.copy()
+    ours = kernels.preprocess(view, 64, 32, 16, color)
+    assert_same(ours, kernels.preprocess(copy, 64, 32, 16, color))
+    assert_same(ours, reference.preprocess(view, 64, 32, 16, color))
+    assert np.array_equal(view, before)
+
+
+def test_bgr_is_rgb_with_the_channels_swapped():
+    photo = random_photo(np.random.default_rng(3), 20, 30)
+    assert_same(kernels.preprocess(photo, 32, 16, 16, "bgr"), kernels.preprocess(photo[..., ::-1], 32, 16, 16))
+
+
+def test_read_only_photo():
+    photo = random_photo(np.random.default_rng(4), 20, 30)
+    expected = kernels.preprocess(photo, 32, 16, 16)
+    photo.flags.writeable = False
+    assert_same(kernels.preprocess(photo, 32, 16, 16), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    crop=st.integers(1, 40),
+    stride=st.integers(1, 20),
+    extra=st.integers(0, 3),
+    steps=st.tuples(*[st.sampled_from([-3, -2, -1, 1, 2, 3])] * 2),
+    color=st.sampled_from(["rgb", "bgr"]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_geometry(height, width, crop, stride, extra, steps, color, seed):
+    photo = random_photo(np.random.default_rng(seed), height, width)[:: steps[0], :: steps[1]]
+    size = crop + extra * stride
+    assert_same(
+        kernels.preprocess(photo, size, crop, stride, color),
+        reference.preprocess(photo, size, crop, stride, color),
+    )
+
+
+def test_a_single_colour_stays_single():
+    photo = np.full((37, 53, 3), 255, np.uint8)
+    image, _ = kernels.preprocess(photo, 48, None)
+    np.testing.assert_allclose(image[0], ((1 - MEAN) / STD).expand(3, 48, 48), rtol=0, atol=1e-6)
