@@ -63,10 +63,11 @@ class DoubleConv(nn.Module):
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         # A convolution of [x ; guidance] is the sum of two: the guidance one is done once, not per class.
-        layers = list(self.double_conv)
-        weight, split = layers[0].weight, x.shape[1]
-        x = F.conv2d(x, weight[:, :split], padding=1) + F.conv2d(guidance, weight[:, split:], padding=1)
-        for layer in layers[1:]:
+        first, *others = self.double_conv
+        assert isinstance(first, nn.Conv2d)
+        split = x.shape[1]
+        x = F.conv2d(x, first.weight[:, :split], padding=1) + F.conv2d(guidance, first.weight[:, split:], padding=1)
+        for layer in others:
             x = layer(x)
         return x
 
@@ -142,7 +143,7 @@ class Aggregator(nn.Module):
 
     def refine(self, correlation: Tensor, guidance: Tensor, text: Tensor) -> Tensor:
         """(K, P, G, G) cosines, (1, Cg, G, G) guidance, (K, P, C) text -> class features (K, hidden, G, G)."""
-        x = self.conv1(correlation)
+        x: Tensor = self.conv1(correlation)
         spatial_guidance = self.guidance_projection(guidance)
         text_guidance = self.text_guidance_projection(F.normalize(text.mean(dim=1), dim=-1))
         for layer in self.layers:
@@ -153,8 +154,8 @@ class Aggregator(nn.Module):
         """(K, hidden, G, G) and guidance at 2G and 4G -> logits (K, 4G, 4G). Each class on its own."""
         x = self.decoder1(class_features, self.decoder_guidance_projection[0](guidance1))
         x = self.decoder2(x, self.decoder_guidance_projection[1](guidance2))
-        x = self.head(x)[:, 0]
-        return x
+        logits: Tensor = self.head(x)[:, 0]
+        return logits
 
     def prepare_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Drops the shifted windows' mask: it belongs to the training grid and is rebuilt for ours."""
@@ -169,8 +170,7 @@ class Refinement(nn.Module):
         self.aggregator = aggregator
 
     def forward(self, correlation: Tensor, guidance0: Tensor, text: Tensor) -> Tensor:
-        refined: Tensor = self.aggregator.refine(correlation, guidance0, text)
-        return refined
+        return self.aggregator.refine(correlation, guidance0, text)
 
 
 class Decoder(nn.Module):
@@ -181,8 +181,7 @@ class Decoder(nn.Module):
         self.aggregator = aggregator
 
     def forward(self, class_features: Tensor, guidance1: Tensor, guidance2: Tensor) -> Tensor:
-        logits: Tensor = self.aggregator.decode(class_features, guidance1, guidance2)
-        return logits
+        return self.aggregator.decode(class_features, guidance1, guidance2)
 
 
 class Correlation(nn.Module):
