@@ -104,7 +104,7 @@ class TokenAnyUp(nn.Module):
         self.grid = grid
 
     def forward(self, image: Tensor, features: Tensor) -> Tensor:
-        maps = features.transpose(1, 2).reshape(len(features), -1, self.grid, self.grid)
+        maps = features.transpose(1, 2).reshape(features.shape[0], -1, self.grid, self.grid)
         refined: Tensor = self.anyup(image, maps)
         return refined.flatten(2).transpose(1, 2)
 

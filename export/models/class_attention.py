@@ -109,7 +109,7 @@ class ClassLayer(nn.Module):
         pooled = F.avg_pool2d(x, self.pooling) if pools else x
         grid = pooled.shape[-2:]
         tokens: Tensor = pooled.flatten(2).transpose(1, 2)
-        tokens = tokens + self.attention(self.norm1(tokens), guidance, self.padding(len(guidance)))
+        tokens = tokens + self.attention(self.norm1(tokens), guidance, self.padding(guidance.shape[0]))
         tokens = tokens + self.MLP(self.norm2(tokens))
         refined: Tensor = tokens.transpose(1, 2).reshape(*x.shape[:2], *grid)
         if pools:

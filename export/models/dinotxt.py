@@ -147,4 +147,4 @@ class TextEncoder(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(K, context_length) int64 -> (K, 2, embed_dim/2): global, then local half, each of unit norm."""
-        return F.normalize(self.features(token_ids).reshape(len(token_ids), 2, -1), dim=-1)
+        return F.normalize(self.features(token_ids).reshape(token_ids.shape[0], 2, -1), dim=-1)
