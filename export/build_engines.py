@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import numpy.typing as npt
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -150,29 +151,27 @@ def spinner() -> Iterator[Callable[[str], None]]:
 
 
 def report(build: Build, target: Path, random_weights: bool) -> None:
-    table = Table("stage", "graph", "nodes", "parameters", "MB", "seconds", "engine: largest error against torch")
-    for built in build.stages:
-        for precision, graph in built.graphs.items():
-            errors = [
-                f"{row.backend} {row.precision}: {row.max_abs_error:.1e} (relative RMS {row.relative_rms_error:.0e})"
-                for row in build.parities
-                if row.stage == built.stage.name and graph_precision(row.precision) == precision
-            ]
-            table.add_row(
-                built.stage.name,
-                precision,
-                str(graph.nodes),
-                f"{graph.parameters:,}",
-                f"{graph.size / 1e6:.1f}",
-                f"{built.seconds[precision]:.1f}",
-                "\n".join(errors),
-            )
-    console.print(table)
+    console.print(build_table(build))
     for name, share in build.label_agreement.items():
         console.print(f"end to end, {name}: {share:.3%} of pixels labelled as by torch fp32", highlight=False)
     if random_weights:
         console.print("random weights: this bundle is for shapes and speed, it segments nothing", style="yellow")
-    console.print(f"bundle written to {target}")
+    console.print(f"bundle written to {target}", highlight=False, soft_wrap=True)
+
+
+def build_table(build: Build) -> Table:
+    """A row for every graph in every engine; a graph's own facts stand in its first row."""
+    table = Table("stage", "graph", "nodes", "parameters", "MB", "s", "engine", "max error", "rel. RMS", box=SIMPLE)
+    for built in build.stages:
+        for precision, graph in built.graphs.items():
+            size, seconds = f"{graph.size / 1e6:.1f}", f"{built.seconds[precision]:.1f}"
+            facts = [built.stage.name, precision, str(graph.nodes), f"{graph.parameters:,}", size, seconds]
+            for row in build.parities:
+                if row.stage == built.stage.name and graph_precision(row.precision) == precision:
+                    engine = f"{row.backend} {row.precision}"
+                    table.add_row(*facts, engine, f"{row.max_abs_error:.1e}", f"{row.relative_rms_error:.0e}")
+                    facts = [""] * len(facts)
+    return table
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +68,12 @@ def export_graph(stage: Stage, module: nn.Module, example: dict[str, Tensor], pa
                 verbose=False,
                 optimize=False,
             )
+            assert program is not None
+            model = program.model
+            optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"stage {stage.name}: torch.onnx.export failed: {reason}") from error
-    assert program is not None
-    model = program.model
-    optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
     name_axes(model, stage)
     lint(model, stage.name)
     return save(model, path)
@@ -142,7 +143,7 @@ def specs_of(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec,
 
 
 @contextlib.contextmanager
-def quiet_exporter():  # type: ignore[no-untyped-def]
+def quiet_exporter() -> Iterator[None]:
     """Silences what the exporter says about packages that we keep out (torchvision) and its own internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]
