@@ -31,7 +31,8 @@ from runtime.video import read_photo
 if TYPE_CHECKING:  # torch takes seconds to import: --help and bad options do not wait for it
     from export.builder import Build
 
-console = Console(stderr=True)
+# Messages hold brackets of their own; a log file is as wide as the table needs.
+console = Console(stderr=True, markup=False, width=None if sys.stderr.isatty() else 130)
 PARITY_CLASSES = ("wall", "floor", "table", "person", "cup")
 
 
@@ -69,6 +70,9 @@ def main(
         list[BackendChoice] | None, typer.Option(help="Engines to compare with torch [default: onnxruntime].")
     ] = None,
     photo: Annotated[Path | None, typer.Option(help="Photo for the parity check [default: a generated one].")] = None,
+    vocabulary: Annotated[
+        list[Path] | None, typer.Option(help="Class list (.txt, .json) to embed now: the bundle then knows its names.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a config field, e.g. geometry.stride=128.")
     ] = None,
@@ -99,6 +103,7 @@ def main(
                 runs=runs,
                 photo=generated_photo() if photo is None else read_photo(photo),
                 classes=PARITY_CLASSES,
+                vocabularies=tuple(vocabulary or ()),
                 announce=announce,
             )
             build = build_bundle(request, folder)

@@ -25,12 +25,14 @@ from export.presets import ModelConfig
 from export.stages import Stage, Weights, build_backbone, stage_table
 from export.tokenizer import find_bpe_vocabulary, write_clip_tokenizer
 from export.torch_engine import TorchEngine
-from runtime.bundle import TOKENIZER, list_files, write_manifest
-from runtime.engines import Backend, graph_precision, open_engine
+from runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
+from runtime.engines import Backend, choose_backend, graph_precision, open_engine
 from runtime.engines.base import Array, Tensors
 from runtime.manifest import Manifest, PipelineSpec, Precision, StageEntry, StageParity
 from runtime.pipeline import Pipeline, PipelineResult
+from runtime.segmenter import text_embedder
 from runtime.text import TextEmbedder, Tokenizer
+from runtime.vocab import read_classes
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Request:
         graphs: Graph precisions, fp32 first: the others are made from it.
         runs: Backend and precision pairs whose results are compared with torch.
         photo: (H, W, 3) uint8 RGB, the parity image.
+        vocabularies: Class lists whose embeddings go into the bundle.
         announce: Told what is being done, for the progress display.
     """
 
@@ -52,6 +55,7 @@ class Request:
     runs: tuple[tuple[Backend, Precision], ...]
     photo: Array
     classes: tuple[str, ...]
+    vocabularies: tuple[Path, ...]
     announce: Callable[[str], None]
 
 
@@ -94,6 +98,8 @@ def build_bundle(request: Request, root: Path) -> Build:
     build = Build(stages, parities, agreement)
     request.announce("checksums")
     write_manifest(root, manifest(request, spec, build, root))
+    if request.vocabularies:
+        ship_embeddings(request, root)
     return build
 
 
@@ -210,6 +216,17 @@ def label_agreement(
         labels = Pipeline(spec, engines)(request.photo, text).labels
         agreement[f"{backend} {name}"] = float(np.mean(labels == expected.labels))
     return agreement
+
+
+def ship_embeddings(request: Request, root: Path) -> None:
+    """Embeds whole class lists now, so that a robot need not load the text encoder."""
+    bundle = Bundle.open(root)
+    embedder = text_embedder(bundle, *choose_backend("onnxruntime", "fp32"), threads=None, cache_dir=None)
+    (root / "text").mkdir()
+    for path in request.vocabularies:
+        request.announce(f"embeddings of {path.name}")
+        embedder.save(root / "text" / f"{path.stem}.npz", read_classes(path))
+    write_manifest(root, bundle.manifest.model_copy(update={"files": list_files(root)}))
 
 
 def manifest(request: Request, spec: PipelineSpec, build: Build, root: Path) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,10 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     """
     prepared = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     if isinstance(module, PreparesState):
-        prepared = module.prepare_state(prepared)
+        try:
+            prepared = module.prepare_state(prepared)
+        except WeightsError as error:
+            raise WeightsError(f"{source}: {error}") from None
     expected = module.state_dict()
     problems = [
         _named("missing", [key for key in expected if key not in prepared]),
@@ -171,14 +175,21 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
             tensors: dict[str, Tensor] = load_file(path)
             return tensors
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        # The format before torch 1.6, a bare pickle, cannot be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError:  # torch's own message advises to run the code
+        raise WeightsError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds objects that could run code "
+            "and are never loaded; download the official file again"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise WeightsError(f"{path} cannot be read as a checkpoint ({reason}); download it again") from None
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise
         raise WeightsError(f"{path} cannot be read as safetensors ({error}); download it again") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    flat = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not flat:
         raise WeightsError(f"{path} is not a flat state dict of tensors; expected the official file")
     return state

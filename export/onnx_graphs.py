@@ -70,13 +70,20 @@ def export_graph(stage: Stage, module: nn.Module, example: dict[str, Tensor], pa
             )
             assert program is not None
             model = program.model
-            optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
+            optimizer.optimize_ir(
+                model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=does_not_grow
+            )
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"stage {stage.name}: torch.onnx.export failed: {reason}") from error
     name_axes(model, stage)
     lint(model, stage.name)
     return save(model, path)
+
+
+def does_not_grow(node: ir.Node) -> bool | None:
+    """A folded Expand would store the same numbers many times: 96 MB of SAM's one-hot positions. Else: the default."""
+    return False if node.op_type == "Expand" else None
 
 
 def name_axes(model: ir.Model, stage: Stage) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from runtime.errors import Dinov3SegError, InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False)  # messages hold brackets of their own
 
 
 @app.callback()

@@ -129,14 +129,19 @@ def new_bundle(target: Path) -> Iterator[Path]:
         (work / "onnx").mkdir()
     except OSError as error:
         raise OutputError(f"cannot write a bundle to {target} ({error.strerror}); name another folder") from None
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:
         yield work
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        if target.exists():
-            target.replace(old)
-        work.replace(target)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            if target.exists():
+                target.replace(old)
+            work.replace(target)
+        except OSError as error:  # a mount point, for one, cannot be replaced
+            raise OutputError(f"cannot put the bundle at {target} ({error.strerror}); name a new folder") from None
     finally:
+        if old.exists() and not target.exists():  # stopped between the two renames
+            old.replace(target)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import TOKENIZER, Bundle
-from runtime.engines import choose_backend, graph_precision, open_engine
-from runtime.engines.base import Engine
+from runtime.engines import Backend, choose_backend, graph_precision, open_engine
 from runtime.errors import EngineError, InputError
 from runtime.images import as_pixels
 from runtime.live import newest
+from runtime.manifest import Precision
 from runtime.pipeline import Pipeline
 from runtime.segmentation import Segmentation
 from runtime.text import TextEmbedder, Tokenizer, default_cache_dir
@@ -93,21 +93,15 @@ class Segmenter:
             )
         library, chosen = choose_backend(backend, precision)
         graphs = graph_precision(chosen)
-
-        def engine(stage: str) -> Engine:
-            return open_engine(library, opened.onnx(stage, graphs), chosen, threads)
-
-        engines = {stage.name: engine(stage.name) for stage in manifest.stages if stage.name != TEXT_STAGE}
-        embedder = TextEmbedder(
-            Tokenizer.from_file(opened.tokenizer(), manifest.prompting.context_length),
-            # Opened for new names only and closed again: it is the largest stage and seldom needed.
-            lambda ids: engine(TEXT_STAGE)({"token_ids": ids})["text"],
-            prompt_template=manifest.prompting.template,
-            first_synonym=manifest.prompting.first_synonym,
-            cache_key=f"{text_fingerprint(opened, graphs)}-{library}-{chosen}",
-            cache_dir=cache_dir,
-            batch=64,
-        )
+        engines = {
+            stage.name: open_engine(library, opened.onnx(stage.name, graphs), chosen, threads)
+            for stage in manifest.stages
+            if stage.name != TEXT_STAGE
+        }
+        embedder = text_embedder(opened, library, chosen, threads, cache_dir)
+        for vocabulary in sorted(name for name in manifest.files if name.startswith("text/")):
+            opened.verify(vocabulary)
+            embedder.preload(opened.root / vocabulary)
         segmenter = cls(opened, Pipeline(manifest.pipeline, engines), embedder, color)
         if names is not None:
             segmenter.set_classes(names)
@@ -221,6 +215,27 @@ def check_color(color: str) -> str:
     if color not in ("rgb", "bgr"):
         raise InputError(f"color is {color!r}; expected 'rgb' or 'bgr'")
     return color
+
+
+def text_embedder(
+    bundle: Bundle, backend: Backend, precision: Precision, threads: int | None, cache_dir: Path | None
+) -> TextEmbedder:
+    """Embeds class names with the bundle's text encoder."""
+    prompting, graphs = bundle.manifest.prompting, graph_precision(precision)
+
+    def encode(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        # Opened for new names only and closed again: it is the largest stage and seldom needed.
+        return open_engine(backend, bundle.onnx(TEXT_STAGE, graphs), precision, threads)({"token_ids": ids})["text"]
+
+    return TextEmbedder(
+        Tokenizer.from_file(bundle.tokenizer(), prompting.context_length),
+        encode,
+        prompt_template=prompting.template,
+        first_synonym=prompting.first_synonym,
+        cache_key=f"{text_fingerprint(bundle, graphs)}-{backend}-{precision}",
+        cache_dir=cache_dir,
+        batch=64,
+    )
 
 
 def text_fingerprint(bundle: Bundle, graphs: str) -> str:

@@ -32,7 +32,7 @@ def choose_backend(backend: str, precision: str | None) -> tuple[Backend, Precis
     if backend == "onnxruntime" and precision == "bf16":
         raise InputError("ONNX Runtime has no bf16 arithmetic on a CPU; use backend openvino for bf16")
     if importlib.util.find_spec(backend) is None:
-        raise EngineError(f"{backend} is not installed; pip install 'dinov3seg-deploy[{backend}]'")
+        raise EngineError(f"{backend} is not installed; pip install {backend}")
     if backend == "openvino":
         return "openvino", _precision(precision or "bf16")
     return "onnxruntime", _precision(precision or "fp32")

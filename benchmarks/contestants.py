@@ -1,0 +1,132 @@
+"""The two sides of the comparison, both as a `Segmenter`: a bundle's engines, and eager torch on the same weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from runtime.bundle import Bundle
+from runtime.engines import Backend
+from runtime.errors import InputError
+from runtime.manifest import Manifest, Precision
+
+if TYPE_CHECKING:  # an engine's own process must never import torch, and only a used library is in memory
+    from export.stages import Weights
+    from runtime.segmenter import Segmenter
+
+Name = Literal["engine", "torch"]
+
+
+class Task(BaseModel):
+    """What both sides are given, in a form that another process can read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle: Path
+    backend: Backend
+    precision: Precision
+    threads: int
+    classes: tuple[str, ...]
+    weights: Path | None
+    photo: Path
+    """A .npy file: reading it costs no picture decoder."""
+    warmup: int
+    frames: int
+
+
+def open_contestant(name: Name, task: Task) -> Segmenter:
+    """Loads without classes, and without the warning of a random-weights bundle: the report says that itself.
+
+    Raises:
+        BundleError, EngineError, InputError, WeightsError: as their names say.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return open_engines(task) if name == "engine" else open_torch(task)
+
+
+def open_engines(task: Task) -> Segmenter:
+    from runtime.segmenter import Segmenter
+
+    return Segmenter.load(
+        task.bundle, backend=task.backend, precision=task.precision, threads=task.threads, cache_dir=None
+    )
+
+
+def open_torch(task: Task) -> Segmenter:
+    """The runtime's own pipeline and text path around the exporter's modules, in eager float32."""
+    import torch
+
+    from export.presets import ModelConfig
+    from export.stages import stage_table
+    from export.torch_engine import TorchEngine
+    from runtime.pipeline import Pipeline
+    from runtime.segmenter import TEXT_STAGE, Segmenter
+    from runtime.text import TextEmbedder, Tokenizer
+
+    torch.set_num_threads(task.threads)
+    bundle = Bundle.open(task.bundle)
+    manifest = bundle.manifest
+    config = ModelConfig.model_validate(manifest.model)
+    weights = torch_weights(manifest, task.weights)
+    stages = {stage.name: stage for stage in stage_table(config, manifest.pipeline.refinement)}
+
+    def engine(name: str) -> TorchEngine:
+        return TorchEngine(stages[name].build(weights), [output.name for output in stages[name].outputs])
+
+    embedder = TextEmbedder(
+        Tokenizer.from_file(bundle.tokenizer(), manifest.prompting.context_length),
+        lambda ids: engine(TEXT_STAGE)({"token_ids": ids})["text"],  # opened and closed again, as the runtime does
+        prompt_template=manifest.prompting.template,
+        first_synonym=manifest.prompting.first_synonym,
+        cache_key="",
+        cache_dir=None,
+        batch=64,
+    )
+    engines = {name: engine(name) for name in stages if name != TEXT_STAGE}
+    return Segmenter(bundle, Pipeline(manifest.pipeline, engines), embedder, "rgb")
+
+
+def torch_weights(manifest: Manifest, folder: Path | None) -> Weights:
+    """The weights that the bundle was built from.
+
+    Raises:
+        InputError: the folder holds other weights.
+        WeightsError: the folder lacks a checkpoint.
+    """
+    from export.random_weights import RandomWeights
+
+    if folder is None:
+        return RandomWeights()
+    from export.checkpoints import CheckpointFolder
+    from export.presets import ModelConfig
+    from runtime.bundle import sha256
+
+    for name, expected in manifest.weights.items():
+        path = folder / name
+        found = sha256(path) if path.is_file() else None
+        if found != expected:
+            state = "is missing" if found is None else f"has sha256 {found[:12]}..., expected {expected[:12]}..."
+            raise InputError(f"--weights {folder}: {name} {state}; give the folder that the bundle was built from")
+    return CheckpointFolder(folder, ModelConfig.model_validate(manifest.model))
+
+
+def why_no_torch(manifest: Manifest, weights: Path | None, declined: bool) -> str | None:
+    """Why the torch column is left out, or None if it can be measured.
+
+    Raises:
+        InputError: weights for a bundle that was built without any.
+    """
+    if manifest.random_weights and weights is not None:
+        raise InputError("--weights is of no use: this bundle was built with random weights, which torch makes again")
+    if declined:
+        return "--no-torch was given"
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed (pip install 'dinov3seg-deploy[export]')"
+    if not manifest.random_weights and weights is None:
+        return "the bundle was built from checkpoints; give their folder with --weights DIR"
+    return None

@@ -1,0 +1,188 @@
+"""How long a frame takes, stage by stage, beside eager torch on the same weights, photo and classes.
+
+python benchmarks/latency.py --bundle bundles/tiny
+python benchmarks/latency.py --bundle bundles/vitl --weights checkpoints/ --classes ade150.json
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from runtime.errors import Dinov3SegError, InputError, OutputError
+
+if TYPE_CHECKING:  # --help waits for no library
+    from contestants import Name, Task
+    from record import Record
+
+    from runtime.bundle import Bundle
+
+console = Console(stderr=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    engine: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("bundles/tiny"),
+    backend: Annotated[str, typer.Option(help="onnxruntime, openvino or auto.")] = "auto",
+    photo: Annotated[
+        Path | None, typer.Option(help="Photo file (default: scikit-image's coffee, or a generated one).")
+    ] = None,
+    classes: Annotated[str, typer.Option(help='How many, or "a, b, c", or a .txt or .json file.')] = "20",
+    frames: Annotated[int, typer.Option(help="Warm frames that count.", min=1)] = 20,
+    warmup: Annotated[int, typer.Option(help="Frames before them that do not.", min=0)] = 3,
+    threads: Annotated[int | None, typer.Option(help="CPU threads, torch's too (default: every core).", min=1)] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of the checkpoints that the bundle was built from, for torch.")
+    ] = None,
+    no_torch: Annotated[bool, typer.Option("--no-torch", help="Measure the engine only.")] = False,
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("benchmarks/results"),
+) -> None:
+    """Times a bundle against eager torch fp32; prints a table, writes a .json with every timing and a picture."""
+    with one_line_errors():
+        from contestants import Task, why_no_torch
+        from machine import usable_cores
+        from photos import photo_file
+        from tables import print_report
+
+        from runtime.bundle import Bundle
+        from runtime.engines import choose_backend
+
+        library, precision = choose_backend(backend, engine)
+        opened = Bundle.open(bundle)
+        without_torch = why_no_torch(opened.manifest, weights, no_torch)
+        with photo_file(photo) as (pixels, photo_name):
+            task = Task(
+                bundle=bundle,
+                backend=library,
+                precision=precision,
+                threads=threads or usable_cores(),
+                classes=class_names(classes),
+                weights=weights,
+                photo=pixels,
+                warmup=warmup,
+                frames=frames,
+            )
+            record = measure(opened, task, without_torch, photo_name)
+        print_report(console, record)
+        for path in write(record, out):
+            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Errors that a user can cause end the command with one line and their exit code."""
+    # A terminated run ends like an interrupted one: the process that it started ends with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    warnings.showwarning = _one_line_warning
+    try:
+        yield
+    except Dinov3SegError as error:
+        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing was written", style="red")
+        raise typer.Exit(130) from None
+
+
+def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
+    console.print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def class_names(classes: str) -> tuple[str, ...]:
+    """A number makes names up: the time depends on how many there are, not on what they are."""
+    from runtime.vocab import read_classes
+
+    if not classes.strip().isdecimal():
+        return tuple(read_classes(classes))
+    if not 1 <= int(classes) <= 1000:
+        raise InputError(f"--classes is {classes}; expected 1 to 1000, or names")
+    return tuple(f"object {index}" for index in range(int(classes)))
+
+
+def measure(bundle: Bundle, task: Task, without_torch: str | None, photo_name: str) -> Record:
+    """Each contestant alone for start-up and memory, then all of them in turn for the warm timings."""
+    os.environ["OMP_NUM_THREADS"] = str(task.threads)  # for the kernels, here and in the processes started below
+    from alone import measure_alone
+    from machine import load_average, this_machine, versions
+    from measure import measure_interleaved, ratios, spreads
+    from record import BundleIdentity, Record, Workload, busy, caveats, photo_size, relative_command
+
+    names: list[Name] = ["engine"] if without_torch else ["engine", "torch"]
+    before, alone = load_average(), []
+    for name in names:
+        console.print(f"{name} alone: start-up, first frame, memory")
+        alone.append(measure_alone(name, task))
+    console.print(f"{' and '.join(names)} in turn: {task.warmup} + {task.frames} frames")
+    found = measure_interleaved(names, task)
+    manifest, machine = bundle.manifest, this_machine()
+    remarks = caveats(task.precision, found.precision, manifest.random_weights) + busy(before, machine.cores)
+    return Record(
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=relative_command("benchmarks/latency.py", sys.argv[1:]),
+        machine=machine,
+        versions=versions(),
+        load_average=(before, load_average()),
+        threads=task.threads,
+        backend=task.backend,
+        asked_precision=task.precision,
+        precision=found.precision,
+        bundle=BundleIdentity.of(bundle),
+        workload=Workload(
+            photo=photo_name,
+            photo_size=photo_size(task.photo),
+            classes=len(task.classes),
+            geometry=manifest.pipeline.geometry,
+            warmup=task.warmup,
+            frames=task.frames,
+        ),
+        without_torch=without_torch,
+        agreement=found.agreement,
+        remarks=tuple(remarks),
+        alone=tuple(alone),
+        warm={name: spreads(found.frames, name) for name in names},
+        ratio=ratios(found.frames),
+        frames=found.frames,
+    )
+
+
+def write(record: Record, out: Path) -> list[Path]:
+    """The .json and, where matplotlib is installed, the picture beside it: both whole, or neither.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    from runtime.files import atomic_file
+
+    folder = out / record.machine.slug
+    data, picture = folder / f"{record.stem}.json", folder / f"{record.stem}.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(data) as partial_data:
+            partial_data.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            if importlib.util.find_spec("matplotlib") is None:
+                console.print("no picture: matplotlib is not installed (pip install matplotlib)")
+                return [data]
+            from charts import save_chart
+
+            with atomic_file(picture) as partial_picture:
+                save_chart(partial_picture, record.means(), record.title, record.note)
+    except OSError as error:
+        raise OutputError(f"cannot write results to {folder} ({error.strerror}); name another folder") from None
+    return [data, picture]
+
+
+if __name__ == "__main__":
+    app()

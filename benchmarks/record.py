@@ -1,0 +1,148 @@
+"""The schema of a result file: who reads one later can tell exactly what was measured, where and how."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from alone import Alone
+from machine import Machine, slug
+from measure import Frame, Spread
+from pydantic import BaseModel, ConfigDict
+
+from runtime.bundle import MANIFEST, Bundle, sha256
+from runtime.geometry import Geometry
+
+BOUNDARY = "uint8 photo in memory -> label map of its size in memory, text cached"
+METHOD = {
+    "warm": "all contestants in one process, in turn frame by frame, so that ratios survive a busy machine",
+    "alone": "one clean process for each contestant: start-up, first frame and peak memory; file caches not dropped",
+    "ratio": "torch over engine, the median over rounds",
+}
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BundleIdentity(_Entry):
+    name: str
+    manifest_sha256: str
+    random_weights: bool
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> BundleIdentity:
+        return cls(
+            name=bundle.manifest.name,
+            manifest_sha256=sha256(bundle.root / MANIFEST),
+            random_weights=bundle.manifest.random_weights,
+        )
+
+
+class Workload(_Entry):
+    """`photo_size` is (height, width)."""
+
+    photo: str
+    photo_size: tuple[int, int]
+    classes: int
+    geometry: Geometry
+    warmup: int
+    frames: int
+    boundary: str = BOUNDARY
+
+
+class Record(_Entry):
+    """One run. Times in milliseconds, memory in MiB.
+
+    Attributes:
+        without_torch: Why torch was not measured; None if it was.
+        precision: By stage, read back from the engines.
+        agreement: Share of pixels that engine and torch label alike.
+        remarks: What a reader must know before quoting a number.
+    """
+
+    schema_version: int = 1
+    date: str
+    command: str
+    machine: Machine
+    versions: dict[str, str]
+    load_average: tuple[tuple[float, ...] | None, tuple[float, ...] | None]
+    threads: int
+    backend: str
+    asked_precision: str
+    precision: dict[str, str]
+    bundle: BundleIdentity
+    workload: Workload
+    method: dict[str, str] = METHOD
+    without_torch: str | None
+    agreement: float | None
+    remarks: tuple[str, ...]
+    alone: tuple[Alone, ...]
+    warm: dict[str, dict[str, Spread]]
+    ratio: dict[str, float]
+    frames: tuple[Frame, ...]
+
+    @property
+    def stem(self) -> str:
+        return f"{slug(self.bundle.name)}-{self.backend}-{self.asked_precision}"
+
+    @property
+    def title(self) -> tuple[str, str]:
+        work = self.workload
+        height, width = work.photo_size
+        return (
+            f"{self.bundle.name}: {self.backend} {self.asked_precision}, K = {work.classes} classes",
+            f"{self.machine.cpu}, {self.threads} threads; photo {width}x{height}, model input "
+            f"{work.geometry.image_size} px and {work.geometry.crops} crops of {work.geometry.crop_size} px",
+        )
+
+    @property
+    def note(self) -> str:
+        return " ".join(self.remarks)
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """Milliseconds by contestant and stage, the contestants in words."""
+        words = {"engine": f"{self.backend}\n{self.asked_precision}", "torch": "torch eager\nfp32"}
+        return {
+            words[name]: {stage: spread.mean for stage, spread in stages.items()} for name, stages in self.warm.items()
+        }
+
+
+def photo_size(pixels: Path) -> tuple[int, int]:
+    """(height, width) of a .npy file."""
+    height, width = np.load(pixels, mmap_mode="r").shape[:2]
+    return height, width
+
+
+def relative_command(program: str, arguments: Sequence[str]) -> str:
+    """The command line to repeat this, with paths of this machine cut to what lies below the working folder."""
+    return shlex.join(["python", program, *map(_without_folders, arguments)])
+
+
+def _without_folders(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    path = Path(value).expanduser()
+    if not path.is_absolute():
+        return argument
+    short = path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else path.name
+    return f"{option}{equals}{short}"
+
+
+def caveats(asked: str, precision: Mapping[str, str], random_weights: bool) -> list[str]:
+    """Sentences that must stand beside the numbers."""
+    found = []
+    if asked != "fp32" and asked not in precision.values():
+        really = ", ".join(dict.fromkeys(precision.values()))
+        how = "runs the fp16 graph with casts" if asked == "fp16" else f"does not compute in {asked}"
+        found.append(f"This CPU {how} ({really}), so these numbers say nothing about an {asked} engine.")
+    if random_weights:
+        found.append("The weights are random: speed and memory are the model's, the labels mean nothing.")
+    return found
+
+
+def busy(load: tuple[float, ...] | None, cores: int) -> list[str]:
+    if load is None or load[0] <= cores / 2:
+        return []
+    return [f"Others used this machine (load average {load[0]:.1f} on {cores} cores): compare ratios, not times."]

@@ -1,0 +1,97 @@
+"""Phase one, as in the paper: text is aligned with the class token and with patch features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.models.backbone import DinoVisionTransformer
+from export.models.dinotxt import TextEncoder, VisionHead
+from export.training.vocabulary import Words
+from runtime.rope import rope_tables
+
+OBJECT_WEIGHT = 4.0  # surfaces fill most of every scene
+
+
+class Alignment(nn.Module):
+    """Backbone, vision head and text encoder with the two temperatures of the contrastive losses."""
+
+    def __init__(self, backbone: DinoVisionTransformer, head: VisionHead, text_encoder: TextEncoder) -> None:
+        super().__init__()
+        self.backbone, self.head, self.text_encoder = backbone, head, text_encoder
+        self.logit_scale = nn.Parameter(torch.tensor(2.5))
+        self.presence_scale = nn.Parameter(torch.tensor(2.0))
+        self.presence_bias = nn.Parameter(torch.tensor(-2.0))
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> class token (B, D) and patch features (B, N, D), unit norm."""
+        grid = (images.shape[2] // 16, images.shape[3] // 16)
+        sin, cos = rope_tables(self.backbone.rope_embed.periods.tolist(), grid, self.backbone.prefix_tokens)
+        tokens = self.head(self.backbone(images, torch.from_numpy(sin), torch.from_numpy(cos)))
+        tokens = F.normalize(tokens, dim=-1)
+        return tokens[:, 0], tokens[:, self.backbone.prefix_tokens :]
+
+
+@dataclass(frozen=True)
+class AlignmentLoss:
+    """Soft cross-entropy of patches with class names, with shapes alone and with appearances alone.
+
+    The last two teach the text encoder that names are composed, which is what unseen pairs rest on.
+    """
+
+    words: Words
+
+    def __call__(self, model: Alignment, images: Tensor, shares: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """shares (B, N, K): how much of every patch belongs to every training class."""
+        words = self.words
+        global_text, local_text = model.text_encoder(words.ids).unbind(dim=1)
+        cls, patches = model.features(images)
+        logits = patches @ local_text.T * model.logit_scale.exp()
+        names, shapes, looks = logits.split([words.names, words.shapes, words.looks], dim=-1)
+        objects = shares[..., words.surfaces :].sum(dim=-1)
+        weights = 1 + (OBJECT_WEIGHT - 1) * objects
+        losses = {
+            "name": weighted_cross_entropy(names, shares, weights),
+            "shape": weighted_cross_entropy(shapes, shares @ words.shape_of, objects),
+            "look": weighted_cross_entropy(looks, shares @ words.look_of, objects),
+            "presence": presence_loss(model, cls @ global_text[: words.names].T, shares),
+        }
+        total = losses["name"] + 0.5 * losses["shape"] + 0.3 * losses["look"] + 0.2 * losses["presence"]
+        return total, {name: loss.item() for name, loss in losses.items()}
+
+
+def weighted_cross_entropy(logits: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+    """Targets need not sum to one: a patch counts by its weight and by what it shows of the classes asked for."""
+    losses = -(shares * logits.log_softmax(dim=-1)).sum(dim=-1)
+    return (losses * weights).sum() / (shares.sum(dim=-1) * weights).sum().clamp(min=1e-6)
+
+
+def presence_loss(model: Alignment, cosines: Tensor, shares: Tensor) -> Tensor:
+    present = (shares.amax(dim=1) > 0.1).float()
+    return F.binary_cross_entropy_with_logits(cosines * model.presence_scale.exp() + model.presence_bias, present)
+
+
+@torch.inference_mode()
+def patch_accuracy(model: Alignment, images: Tensor, shares: Tensor, words: Words) -> dict[str, float]:
+    """Share of object patches (more than half covered by one) named right: appearance, shape, and both.
+
+    shares (B, N, K) over the whole vocabulary, unseen pairs too.
+    """
+    text = model.text_encoder(words.all_ids)[:, 1]
+    found = (model.features(images)[1] @ text.T).argmax(dim=-1)
+    most, truth = shares.max(dim=-1)
+    chosen = (most > 0.5) & (truth >= words.surfaces)
+    found, truth = found[chosen], truth[chosen]
+    look, shape = words.attributes(found), words.attributes(truth)
+    right_look, right_shape = look[0] == shape[0], look[1] == shape[1]
+    unseen = words.unseen[truth]
+    both = right_look & right_shape
+    return {
+        "look": right_look.float().mean().item(),
+        "shape": right_shape.float().mean().item(),
+        "seen": both[~unseen].float().mean().item(),
+        "unseen": both[unseen].float().mean().item(),
+    }

@@ -1,0 +1,72 @@
+"""Training scenes, rendered once and kept as memory-mapped arrays outside the repository."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from benchmarks.scenes import make_scene
+from torch import Tensor
+
+Pixels = npt.NDArray[np.uint8]
+MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """images (N, S, S, 3) and labels (N, S, S), both uint8."""
+
+    images: Pixels
+    labels: Pixels
+
+    def crops(self, rng: np.random.Generator, count: int, size: int) -> tuple[Tensor, Tensor]:
+        """Random crops at the scenes' own scale, mirrored at random: (n, 3, s, s) normalised, (n, s, s) int64."""
+        images, labels = [], []
+        limit = self.images.shape[1] - size + 1
+        for _ in range(count):
+            i, y, x = rng.integers(len(self.images)), *rng.integers(limit, size=2)
+            step = -1 if rng.random() < 0.5 else 1
+            images.append(self.images[i, y : y + size, x : x + size][:, ::step])
+            labels.append(self.labels[i, y : y + size, x : x + size][:, ::step])
+        return normalise(np.stack(images)), torch.from_numpy(np.stack(labels).astype(np.int64))
+
+
+def normalise(images: Pixels) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 as the `preprocess` kernel does it."""
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
+
+
+def class_shares(labels: Tensor, classes: int, cell: int) -> Tensor:
+    """(N, H, W) labels -> (N, H/cell * W/cell, classes) share of every class in each cell."""
+    one_hot = F.one_hot(labels, classes).permute(0, 3, 1, 2).float()
+    return F.avg_pool2d(one_hot, cell).flatten(2).transpose(1, 2)
+
+
+def scene_set(split: str, count: int, size: int, folder: Path, announce: Callable[[int], None]) -> SceneSet:
+    """The first `count` scenes of a split, from `folder` if an earlier run rendered them."""
+    paths = [folder / f"{split}-{count}-{size}-{kind}.npy" for kind in ("images", "labels")]
+    if not all(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        images = np.empty((count, size, size, 3), np.uint8)
+        labels = np.empty((count, size, size), np.uint8)
+        with ProcessPoolExecutor() as pool:
+            rendered = pool.map(_render, [(seed, size, split) for seed in range(count)], chunksize=32)
+            for i, (image, label) in enumerate(rendered):
+                images[i], labels[i] = image, label
+                announce(i + 1)
+        for path, array in zip(paths, (images, labels), strict=True):
+            np.save(path, array)
+    images, labels = (np.load(path, mmap_mode="r") for path in paths)
+    return SceneSet(images, labels)
+
+
+def _render(task: tuple[int, int, str]) -> tuple[Pixels, Pixels]:
+    scene = make_scene(*task)
+    return scene.image, scene.labels
