@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from contestants import Name, Task, open_contestant
+from contestants import Name, Task, open_contestant, open_embedder
 from machine import peak_memory_mb
 from pydantic import BaseModel, ConfigDict
 
@@ -86,8 +86,9 @@ def measure(name: Name, task: Task) -> Alone:
     imports_ms, start_mb = watch.lap(), peak_memory_mb()
     with open_contestant(name, task) as segmenter:
         load_ms, loaded_mb = watch.lap(), peak_memory_mb()
-        segmenter.set_classes(list(task.classes))
+        open_embedder(name, task).embed(task.classes)
         text_ms = watch.lap()
+        segmenter.set_classes(list(task.classes))
         first = segmenter(photo, scores=False).timings
         for _ in range(task.warmup):
             segmenter(photo, scores=False)

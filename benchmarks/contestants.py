@@ -16,7 +16,9 @@ from runtime.manifest import Manifest, Precision
 
 if TYPE_CHECKING:  # an engine's own process must never import torch, and only a used library is in memory
     from export.stages import Weights
+    from export.torch_engine import TorchEngine
     from runtime.segmenter import Segmenter
+    from runtime.text import TextEmbedder
 
 Name = Literal["engine", "torch"]
 
@@ -59,36 +61,58 @@ def open_engines(task: Task) -> Segmenter:
 
 def open_torch(task: Task) -> Segmenter:
     """The runtime's own pipeline and text path around the exporter's modules, in eager float32."""
-    import torch
-
-    from export.presets import ModelConfig
-    from export.stages import stage_table
-    from export.torch_engine import TorchEngine
     from runtime.pipeline import Pipeline
     from runtime.segmenter import TEXT_STAGE, Segmenter
+
+    bundle = Bundle.open(task.bundle)
+    stages = [stage.name for stage in bundle.manifest.stages if stage.name != TEXT_STAGE]
+    modules = TorchModules(bundle.manifest, task)
+    pipeline = Pipeline(bundle.manifest.pipeline, {name: modules.engine(name) for name in stages})
+    return Segmenter(bundle, pipeline, open_embedder("torch", task), "rgb")
+
+
+def open_embedder(name: Name, task: Task) -> TextEmbedder:
+    """A text path that has seen no class name yet: neither from a cache nor from the bundle.
+
+    The text encoder is opened when names are embedded and closed again, as the runtime does.
+    """
+    from runtime.segmenter import TEXT_STAGE, text_embedder
     from runtime.text import TextEmbedder, Tokenizer
 
-    torch.set_num_threads(task.threads)
     bundle = Bundle.open(task.bundle)
-    manifest = bundle.manifest
-    config = ModelConfig.model_validate(manifest.model)
-    weights = torch_weights(manifest, task.weights)
-    stages = {stage.name: stage for stage in stage_table(config, manifest.pipeline.refinement)}
-
-    def engine(name: str) -> TorchEngine:
-        return TorchEngine(stages[name].build(weights), [output.name for output in stages[name].outputs])
-
-    embedder = TextEmbedder(
-        Tokenizer.from_file(bundle.tokenizer(), manifest.prompting.context_length),
-        lambda ids: engine(TEXT_STAGE)({"token_ids": ids})["text"],  # opened and closed again, as the runtime does
-        prompt_template=manifest.prompting.template,
-        first_synonym=manifest.prompting.first_synonym,
+    if name == "engine":
+        return text_embedder(bundle, task.backend, task.precision, task.threads, None)
+    modules, prompting = TorchModules(bundle.manifest, task), bundle.manifest.prompting
+    return TextEmbedder(
+        Tokenizer.from_file(bundle.tokenizer(), prompting.context_length),
+        lambda ids: modules.engine(TEXT_STAGE)({"token_ids": ids})["text"],
+        prompt_template=prompting.template,
+        first_synonym=prompting.first_synonym,
         cache_key="",
         cache_dir=None,
         batch=64,
     )
-    engines = {name: engine(name) for name in stages if name != TEXT_STAGE}
-    return Segmenter(bundle, Pipeline(manifest.pipeline, engines), embedder, "rgb")
+
+
+class TorchModules:
+    """The exporter's modules with the bundle's weights, each built when it is asked for."""
+
+    def __init__(self, manifest: Manifest, task: Task) -> None:
+        import torch
+
+        from export.presets import ModelConfig
+        from export.stages import stage_table
+
+        torch.set_num_threads(task.threads)
+        config = ModelConfig.model_validate(manifest.model)
+        self._weights = torch_weights(manifest, task.weights)
+        self._stages = {stage.name: stage for stage in stage_table(config, manifest.pipeline.refinement)}
+
+    def engine(self, name: str) -> TorchEngine:
+        from export.torch_engine import TorchEngine
+
+        stage = self._stages[name]
+        return TorchEngine(stage.build(self._weights), [output.name for output in stage.outputs])
 
 
 def torch_weights(manifest: Manifest, folder: Path | None) -> Weights:

@@ -63,6 +63,7 @@ def main(
         library, precision = choose_backend(backend, engine)
         opened = Bundle.open(bundle)
         without_torch = why_no_torch(opened.manifest, weights, no_torch)
+        check_writable(out)
         with photo_file(photo) as (pixels, photo_name):
             task = Task(
                 bundle=bundle,
@@ -156,6 +157,17 @@ def measure(bundle: Bundle, task: Task, without_torch: str | None, photo_name: s
         ratio=ratios(found.frames),
         frames=found.frames,
     )
+
+
+def check_writable(out: Path) -> None:
+    """Before minutes of measuring, and without leaving an empty folder behind.
+
+    Raises:
+        OutputError: results cannot be written there.
+    """
+    nearest = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise OutputError(f"cannot write results to {out}: {nearest} is no writable folder; name another with --out")
 
 
 def write(record: Record, out: Path) -> list[Path]:

@@ -162,28 +162,30 @@ def _cube(grid: Grid, dice: Dice, squash: float, lamp: Lamp) -> None:
     near = (-(cos - sin) / 2 * scale, high / 2 * scale)
     a, b, c = ((scale * px, scale * py) for px, py in (right, left, up))
     top = (near[0] + c[0], near[1] + c[1])
-    normals = (sin, squash * cos, lift * cos), (-cos, squash * sin, lift * sin), (0.0, -lift, squash)
+    # Each face: normal, corner, its two edges, and how much of the light counts, so that no two look alike.
+    faces = (
+        ((sin, squash * cos, lift * cos), near, a, c, 1.0),
+        ((-cos, squash * sin, lift * sin), near, b, c, 0.8),
+        ((0.0, -lift, squash), top, a, b, 1.1),
+    )
     shade = np.zeros_like(grid.x)
     mask = np.zeros(grid.x.shape, bool)
     u, v = np.zeros_like(shade), np.zeros_like(shade)
-    for normal, corner, first, second in zip(normals, (near, near, top), (a, b, a), (c, c, b), strict=True):
+    for normal, corner, first, second, share in faces:
         area = first[0] * second[1] - first[1] * second[0]
         dx, dy = grid.x - corner[0], grid.y - corner[1]
         s = (dx * second[1] - dy * second[0]) / area
         t = (dy * first[0] - dx * first[1]) / area
         face = (s >= -1e-4) & (s <= 1.0001) & (t >= -1e-4) & (t <= 1.0001) & ~mask
         mask |= face
-        # A straight edge in the middle of the light would vanish if two faces were equally bright.
-        bright = lamp.shade(*normal) * (0.8 if first is b else 1.0) if second is c else 0.55 + 0.45 * lamp.shade(*normal)
+        bright = min(1.05, share * lamp.shade(*normal))
         np.copyto(shade, np.float32(bright) - 0.08 * (1 - t), where=face)
         np.copyto(u, scale * s, where=face)
         np.copyto(v, scale * t, where=face)
     grid.mask, grid.shade, grid.u, grid.v = mask.astype(np.uint8), shade, u, v
 
 
-def _plate(
-    grid: Grid, dice: Dice, lamp: Lamp, outline: list[Point], side: int, unit: float, roll: Point
-) -> None:
+def _plate(grid: Grid, dice: Dice, lamp: Lamp, outline: list[Point], side: int, unit: float, roll: Point) -> None:
     """A flat piece cut along `outline`, turned in its plane, with a side face of some depth."""
     turn, narrow = direction(dice.uniform(0, 2 * math.pi)), dice.uniform(0.86, 1.0)
     back = (dice.sign() * dice.uniform(0.08, 0.14), -dice.uniform(0.04, 0.1))

@@ -7,7 +7,7 @@ gives the same picture on every CPU. `sin`, `exp`, matrix products and OpenCV's 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import cv2
 import numpy as np
@@ -27,11 +27,11 @@ _TEXTURES = {
 }
 # Muted mid-tones: no object colour is near them, and in any light white stays lighter and black darker.
 _TINTS = {
-    TABLE: ((146, 106, 74), (122, 88, 62), (158, 132, 100), (134, 118, 104), (108, 92, 82)),
+    TABLE: ((142, 112, 88), (122, 96, 76), (152, 134, 110), (134, 120, 106), (112, 98, 88)),
     WALL: ((142, 140, 136), (156, 144, 124), (132, 122, 110), (122, 128, 132), (148, 134, 128)),
     FLOOR: ((108, 108, 110), (128, 116, 102), (96, 100, 106), (118, 110, 98), (134, 128, 120)),
 }
-_EDGE_SHADE = 0.62
+_EDGE, _EDGE_SHADE = 3, 0.62  # the table's front edge, a region of its own while it is drawn
 
 
 @dataclass(frozen=True)
@@ -101,49 +101,48 @@ def draw_surfaces(dice: Dice, view: View) -> tuple[Pixels, Pixels]:
     (left, right), (near_left, near_right) = view.span(view.back), view.span(view.front)
     low = view.front + view.thickness
     edge = [(near_left, view.front), (near_right, view.front), (near_right, low), (near_left, low)]
-    view.fill(labels, edge, 3)  # the edge is table too, but darker
+    view.fill(labels, edge, _EDGE)  # table too, but darker
     view.fill(labels, [(left, view.back), (right, view.back), (near_right, view.front), (near_left, view.front)], TABLE)
-    image = np.empty((size, size, 3), np.uint8)
+    x, y = _level_frame(view)
+    colors = np.empty((4, 256, 3), np.uint8)  # of each region's texture tones
+    tones = np.empty((size, size), np.uint16)
     for surface in (TABLE, WALL, FLOOR):
-        colors = _palette(dice, surface)
+        palette = _palette(dice, surface)
         texture = _texture(dice.pick(_TEXTURES[surface]), dice.integer(0, _VARIANTS - 1))
-        slope = direction(dice.uniform(-0.5, 0.5))
+        turn = direction(dice.uniform(-0.5, 0.5))
         scale, offset = dice.uniform(0.8, 1.3), dice.integer(0, _TILE - 1)
-        for region, shade in ((surface, 1.0), (3, _EDGE_SHADE)) if surface == TABLE else ((surface, 1.0),):
-            at = np.flatnonzero(labels == region)
-            if not at.size:
-                continue
-            u, v = _level_frame(view, at)
+        for region, shade in ((surface, 1.0), (_EDGE, _EDGE_SHADE)) if surface == TABLE else ((surface, 1.0),):
+            colors[region] = np.rint(palette * np.float32(shade))
+            inside = labels == region
+            u, v = x[inside], y[inside]
             if surface == WALL:
                 u, v = u * (scale * _TILE), v * (scale * _TILE)
             else:  # a plane under the horizon: texels grow towards the camera
                 depth = np.float32(0.7 * scale * _TILE) / np.maximum(v - view.horizon, np.float32(0.05))
                 u, v = u * depth, depth * (0.4 + 0.6 * view.squash)
-                u, v = u * slope[0] - v * slope[1], u * slope[1] + v * slope[0]
+                u, v = u * turn[0] - v * turn[1], u * turn[1] + v * turn[0]
             texel = (v.astype(np.int32) + offset & _TILE - 1) * _TILE + (u.astype(np.int32) & _TILE - 1)
-            tones = np.rint(colors * shade).astype(np.uint8)[texture.take(texel)]
-            image.reshape(-1, 3)[at] = tones
-    labels[labels == 3] = TABLE
-    return image, labels
+            tones[inside] = texture.take(texel) + np.uint16(256 * region)
+    labels[labels == _EDGE] = TABLE
+    return colors.reshape(-1, 3).take(tones, axis=0), labels
 
 
-def _level_frame(view: View, at: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:
-    """x and y, float32, of flat pixel indices."""
-    column, row = (at % view.size).astype(np.float32), (at // view.size).astype(np.float32)
-    x, y = ((values + 0.5) / view.size - 0.5 for values in (column, row))
+def _level_frame(view: View) -> tuple[Floats, Floats]:
+    """x and y of every pixel, (H, W) float32."""
+    axis = (np.arange(view.size, dtype=np.float32) + 0.5) / view.size - 0.5
     cos, sin = view.roll
-    return x * cos + y * sin, y * cos - x * sin
+    return axis * cos + (axis * sin)[:, None], (axis * cos)[:, None] - axis * sin
 
 
 def _palette(dice: Dice, surface: int) -> Floats:
     """(256, 3) float32: the colour of each tone of a texture."""
-    tint = np.array([value + dice.uniform(-7, 7) for value in dice.pick(_TINTS[surface])], np.float32)
+    tint = np.array([value + dice.uniform(-4, 4) for value in dice.pick(_TINTS[surface])], np.float32)
     contrast = dice.uniform(0.25, 0.5)
     tones = np.arange(256, dtype=np.float32)[:, None] / 255 - 0.5
     return tint * (1 + contrast * tones)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _texture(kind: str, variant: int) -> Pixels:
     """(512, 512) uint8 tones that repeat without a seam; flat, for `take`."""
     dice = Dice(512, variant, *kind.encode())
@@ -157,8 +156,8 @@ def _texture(kind: str, variant: int) -> Pixels:
         tone = 0.7 * streaks[row, (column + shift) % _TILE] + 0.3 * dice.octets(8)[plank] / 255
         tone = np.where(row % 64 < 2, 0.1, tone)
     elif kind == "cloth":
-        weave = np.where((row // 3 + column // 3) % 2 == 0, row % 3, column % 3) / 2  # threads over and under
-        tone = 0.45 * weave + 0.3 * grain + 0.25 * cloud
+        weave = np.where((row // 4 + column // 4) % 2 == 0, row % 4, column % 4) / 3  # threads over and under
+        tone = 0.3 * weave + 0.35 * grain + 0.35 * cloud
     elif kind == "laminate":
         flecks = _noise(dice, 128, 128)
         tone = 0.5 * cloud + 0.15 * grain + np.where(flecks > 0.82, 0.35, np.where(flecks < 0.16, -0.2, 0.15))

@@ -46,6 +46,7 @@ def small_request(**changes: Any) -> Request:
         runs=(("onnxruntime", "fp32"),),
         photo=random_photo(),
         classes=CLASSES,
+        vocabularies=(),
         announce=lambda text: None,
     )
     return replace(request, **changes)

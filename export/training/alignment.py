@@ -45,8 +45,9 @@ class AlignmentLoss:
     words: Words
 
     def __call__(self, model: Alignment, images: Tensor, shares: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """shares (B, N, K): how much of every patch belongs to every training class."""
+        """shares (B, N, 69): how much of every patch belongs to every class. Unseen pairs never occur in training."""
         words = self.words
+        shares = shares[..., words.train]
         global_text, local_text = model.text_encoder(words.ids).unbind(dim=1)
         cls, patches = model.features(images)
         logits = patches @ local_text.T * model.logit_scale.exp()

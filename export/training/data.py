@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from benchmarks.scenes import make_scene
+from scenes import make_scene
+from scene_vocabulary import SURFACES
 from torch import Tensor
 
+OBJECTS = len(SURFACES)  # labels from here on are objects
 Pixels = npt.NDArray[np.uint8]
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -27,15 +29,29 @@ class SceneSet:
     labels: Pixels
 
     def crops(self, rng: np.random.Generator, count: int, size: int) -> tuple[Tensor, Tensor]:
-        """Random crops at the scenes' own scale, mirrored at random: (n, 3, s, s) normalised, (n, s, s) int64."""
+        """Crops at the scenes' own scale, mirrored at random: (n, 3, s, s) normalised, (n, s, s) int64.
+
+        Four of five show an object: most of every scene is table.
+        """
         images, labels = [], []
-        limit = self.images.shape[1] - size + 1
         for _ in range(count):
-            i, y, x = rng.integers(len(self.images)), *rng.integers(limit, size=2)
+            i = rng.integers(len(self.images))
+            y, x = self._corner(rng, i, size)
             step = -1 if rng.random() < 0.5 else 1
             images.append(self.images[i, y : y + size, x : x + size][:, ::step])
             labels.append(self.labels[i, y : y + size, x : x + size][:, ::step])
         return normalise(np.stack(images)), torch.from_numpy(np.stack(labels).astype(np.int64))
+
+    def _corner(self, rng: np.random.Generator, i: int, size: int) -> tuple[int, int]:
+        limit = self.images.shape[1] - size
+        label = rng.choice(np.unique(self.labels[i]))
+        if label < OBJECTS or rng.random() < 0.2:
+            y, x = rng.integers(limit + 1, size=2)
+            return int(y), int(x)
+        rows, columns = np.nonzero(self.labels[i] == label)
+        chosen = rng.integers(len(rows))
+        y, x = (int(place[chosen]) - int(rng.integers(size)) for place in (rows, columns))
+        return min(max(y, 0), limit), min(max(x, 0), limit)
 
 
 def normalise(images: Pixels) -> Tensor:

@@ -1,0 +1,72 @@
+"""The training prompts: class names as the product sees them, and their two parts alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scene_vocabulary import APPEARANCES, SHAPES, SURFACES, UNSEEN, VOCABULARY
+from torch import Tensor
+
+from runtime.manifest import Prompting
+from runtime.text import Tokenizer
+
+PARTS = (*SHAPES, *(f"{appearance} object" for appearance in APPEARANCES))
+
+
+@dataclass(frozen=True)
+class Words:
+    """Token ids and the relations between names, shapes and appearances.
+
+    Attributes:
+        train: (K,) which of VOCABULARY are trained: surfaces, then seen pairs.
+        ids: (K + shapes + appearances, L) prompts of the training classes and of their parts.
+        all_ids: (69, L) prompts of the whole vocabulary.
+        shape_of, look_of: (K, shapes) and (K, appearances), 1 where a class has that part.
+        unseen: (69,) True for the pairs kept out of training.
+    """
+
+    train: Tensor
+    ids: Tensor
+    all_ids: Tensor
+    shape_of: Tensor
+    look_of: Tensor
+    unseen: Tensor
+    surfaces: int = len(SURFACES)
+    shapes: int = len(SHAPES)
+    looks: int = len(APPEARANCES)
+
+    @property
+    def names(self) -> int:
+        return len(self.train)
+
+    def attributes(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """VOCABULARY indices -> appearance and shape, -1 for surfaces."""
+        pair = labels - self.surfaces
+        none = torch.full_like(labels, -1)
+        surface = labels < self.surfaces
+        return torch.where(surface, none, pair % self.looks), torch.where(surface, none, pair // self.looks)
+
+
+def words(tokenizer: Tokenizer, prompting: Prompting) -> Words:
+    def ids(names: list[str]) -> Tensor:
+        return torch.from_numpy(tokenizer.encode([prompting.template.replace("{}", name) for name in names]))
+
+    train = [i for i, name in enumerate(VOCABULARY) if name not in UNSEEN]
+    names = [VOCABULARY[i] for i in train]
+    shape_of = np.array([[name.endswith(f" {shape}") for shape in SHAPES] for name in names], dtype=np.float32)
+    look_of = np.array([[name.startswith(f"{look} ") for look in APPEARANCES] for name in names], dtype=np.float32)
+    return Words(
+        train=torch.tensor(train),
+        ids=ids([*names, *PARTS]),
+        all_ids=ids(list(VOCABULARY)),
+        shape_of=torch.from_numpy(shape_of),
+        look_of=torch.from_numpy(look_of),
+        unseen=torch.tensor([name in UNSEEN for name in VOCABULARY]),
+    )
+
+
+def taught_texts(prompting: Prompting) -> list[str]:
+    """Everything whose words the tokenizer must know."""
+    return [prompting.template.replace("{}", name) for name in (*VOCABULARY, *PARTS)]

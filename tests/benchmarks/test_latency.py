@@ -1,0 +1,337 @@
+"""The latency benchmark: its arithmetic, its result file, its picture, its one-line errors."""
+
+from __future__ import annotations
+
+import getpass
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime.errors import InputError, ParityError
+from runtime.manifest import Manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "geometry.image_size=96",
+    "geometry.crop_size=64",
+    "geometry.stride=32",
+    "refinement.window_size=3",
+    "backbone.depth=1",
+    "text.num_layers=1",
+    "sam.depth=2",
+    "sam.global_attn_indexes=[1]",
+    "sam.taps=[0,1]",
+    "sam.pretrained_size=96",
+]
+COMMAND = [sys.executable, "benchmarks/latency.py"]
+QUICK = ["--no-torch", "--classes", "2", "--threads", "1", "--warmup", "0", "--frames", "1"]
+
+Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Imports a script's sibling by the plain name that the script itself uses."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+@pytest.fixture(scope="session")
+def bench_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, fp32 and fp16 graphs, 96 px."""
+    pytest.importorskip("torch")
+    from export.builder import Request, build_bundle
+    from export.presets import model_config
+    from export.random_weights import RandomWeights
+
+    root = tmp_path_factory.mktemp("bundles") / "small"
+    (root / "onnx").mkdir(parents=True)
+    request = Request(
+        config=model_config("tiny", SMALL),
+        weights=RandomWeights(),
+        weights_dir=None,
+        refinement=True,
+        graphs=("fp32", "fp16"),
+        runs=(("onnxruntime", "fp32"),),
+        photo=np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8),
+        classes=("wall", "floor"),
+        vocabularies=(),
+        announce=lambda text: None,
+    )
+    build_bundle(request, root)
+    return root
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def error_line(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The only line of output, checked to be an error with the expected exit code."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    [line] = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture(scope="session")
+def fp32_run(bench_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The results folder and what was printed."""
+    out = tmp_path_factory.mktemp("results")
+    photo = out / "private" / "photo.png"
+    photo.parent.mkdir()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 90, 3), np.uint8)).save(photo)
+    done = run(
+        *("--bundle", bench_bundle, "--photo", photo, "--classes", "wall, floor, red mug"),
+        *("--frames", "4", "--warmup", "1", "--threads", "1", f"--out={out}"),
+    )
+    assert done.returncode == 0, done.stderr
+    [data] = out.glob("cpu-*/*.json")
+    return data, done.stderr
+
+
+# Arithmetic.
+
+
+def test_percentiles_of_known_data(load: Load) -> None:
+    spread = load("measure").spread(list(range(101)))
+    assert (spread.p50, spread.p90, spread.p99, spread.mean) == (50, 90, 99, 50)
+    assert load("measure").spread([7.0]).p99 == 7
+
+
+def test_ratio_is_the_median_over_rounds_each_against_itself(load: Load) -> None:
+    """The machine slows down tenfold halfway: ratios of medians would be wrong, paired ones are not."""
+    measure = load("measure")
+    slowness = (1, 1, 10, 10, 10)
+    frames = [
+        measure.Frame(contestant=name, round=turn, start_s=0, stages={"total": ms * slow})
+        for turn, slow in enumerate(slowness)
+        for name, ms in (("engine", 2.0), ("torch", 5.0))
+    ]
+    assert measure.ratios(frames) == {"total": 2.5}
+    assert measure.ratios([frame for frame in frames if frame.contestant == "engine"]) == {}
+
+
+def test_disagreeing_labels_are_two_models(load: Load) -> None:
+    contestants, measure = load("contestants"), load("measure")
+    task = contestants.Task(
+        bundle=Path(),
+        backend="onnxruntime",
+        precision="fp32",
+        threads=1,
+        classes=("a",),
+        weights=None,
+        photo=Path(),
+        warmup=0,
+        frames=1,
+    )
+    measure.check_agreement(0.999, task)
+    measure.check_agreement(None, task)
+    with pytest.raises(ParityError, match=r"agree on 50\.0%.*two different models"):
+        measure.check_agreement(0.5, task)
+
+
+# Machine and command line.
+
+
+@pytest.mark.parametrize(
+    ("cpu", "cores", "expected"),
+    [
+        ("AMD EPYC", 2, "cpu-amd-epyc-2core"),
+        ("AMD EPYC 7B13 64-Core Processor", 8, "cpu-amd-epyc-7b13-8core"),
+        ("Intel(R) Xeon(R) CPU @ 2.20GHz", 4, "cpu-intel-xeon-4core"),
+        ("", 1, "cpu-unknown-1core"),
+    ],
+)
+def test_machine_slug(load: Load, cpu: str, cores: int, expected: str) -> None:
+    assert load("machine").machine_slug(cpu, cores) == expected
+
+
+def test_cpu_name_without_proc(load: Load, tmp_path: Path) -> None:
+    assert load("machine").cpu_name(tmp_path / "none")
+    (tmp_path / "arm").write_text("processor\t: 0\nBogoMIPS\t: 38.40\n")
+    assert load("machine").cpu_name(tmp_path / "arm")
+
+
+def test_peak_memory_is_this_process_own(load: Load) -> None:
+    """A child of a large process must not inherit its parent's peak, as ru_maxrss does on Linux."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    large = np.ones(25_000_000)
+    code = "from machine import peak_memory_mb; print(peak_memory_mb())"
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    assert float(child.stdout) < 100 < large.nbytes / 2**20 < load("machine").peak_memory_mb()
+
+
+def test_command_holds_no_folder_of_this_machine(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--bundle", f"{tmp_path}/bundles/tiny", "--photo=/home/jane/my cat.png", "--classes", "a, b"]
+    command = load("record").relative_command("benchmarks/latency.py", arguments)
+    assert command == "python benchmarks/latency.py --bundle bundles/tiny '--photo=my cat.png' --classes 'a, b'"
+
+
+# A run against torch.
+
+
+def test_table_and_sentences(fp32_run: tuple[Path, str]) -> None:
+    _, printed = fp32_run
+    for word in ("torch p50", "backbone crops", "end to end", "frames/s", "peak memory", "labelled alike"):
+        assert word in printed
+    assert "onnxruntime fp32 computes in: fp32" in printed
+    assert "weights are random" in printed
+
+
+def test_result_file_follows_the_schema(fp32_run: tuple[Path, str], load: Load, bench_bundle: Path) -> None:
+    record = load("record").Record.model_validate_json(fp32_run[0].read_text())
+    assert fp32_run[0].stem == "tiny-onnxruntime-fp32"
+    assert (record.threads, record.workload.classes, record.workload.photo_size) == (1, 3, (60, 90))
+    assert record.workload.photo == "photo.png"
+    assert record.bundle.random_weights
+    assert record.bundle.manifest_sha256 == importlib.import_module("runtime.bundle").sha256(
+        bench_bundle / "manifest.json"
+    )
+    assert record.agreement > 0.99
+    assert [one.contestant for one in record.alone] == ["engine", "torch"]
+    for one in record.alone:
+        assert 0 < one.start_mb <= one.loaded_mb <= one.peak_mb
+        assert min(one.imports_ms, one.load_ms, one.text_ms, one.first_frame["total"]) > 0
+
+
+def test_ratios_come_from_interleaved_frames(fp32_run: tuple[Path, str], load: Load) -> None:
+    record = load("record").Record.model_validate_json(fp32_run[0].read_text())
+    order = [frame.contestant for frame in sorted(record.frames, key=lambda frame: frame.start_s)]
+    rounds = [set(order[start : start + 2]) for start in range(0, len(order), 2)]
+    assert rounds == [{"engine", "torch"}] * 4
+    assert len({order[start] for start in range(0, len(order), 2)}) == 2, "one contestant always begins"
+    assert record.ratio == load("measure").ratios(record.frames)
+    assert record.warm["engine"] == load("measure").spreads(record.frames, "engine")
+
+
+def test_result_file_names_no_folder_and_no_user(fp32_run: tuple[Path, str], bench_bundle: Path) -> None:
+    text = fp32_run[0].read_text()
+    json.loads(text)
+    for secret in (str(bench_bundle.parent), str(ROOT), str(Path.home()), "private", "/tmp"):
+        assert secret not in text
+    if len(getpass.getuser()) > 4:  # "root" is a word
+        assert getpass.getuser() not in text
+
+
+def test_picture_is_written_beside_the_result(fp32_run: tuple[Path, str]) -> None:
+    pytest.importorskip("matplotlib")
+    with Image.open(fp32_run[0].with_suffix(".png")) as picture:
+        assert picture.width > 1000
+    assert not list(fp32_run[0].parent.glob(".*")), "a temporary file was left"
+
+
+def test_fp16_says_what_this_cpu_does(bench_bundle: Path, tmp_path: Path) -> None:
+    done = run("--bundle", bench_bundle, "--engine", "fp16", *QUICK, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "fp16 storage, fp32 arithmetic" in done.stderr
+    assert "This CPU runs the fp16 graph with casts" in done.stderr
+    assert "say nothing about an fp16 engine" in done.stderr
+    assert "no torch column: --no-torch was given" in done.stderr
+    [data] = tmp_path.glob("*/tiny-onnxruntime-fp16.json")
+    assert json.loads(data.read_text())["agreement"] is None
+
+
+def test_without_torch_a_sentence_instead_of_the_column(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    manifest = Manifest.model_construct(random_weights=True)
+    assert "torch is not installed" in load("contestants").why_no_torch(manifest, None, False)
+
+
+def test_checkpoint_bundle_without_weights_has_no_torch_column(load: Load) -> None:
+    manifest = Manifest.model_construct(random_weights=False)
+    assert "--weights" in load("contestants").why_no_torch(manifest, None, False)
+
+
+# Errors.
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['x', '--help']; sys.path.insert(0, 'benchmarks')\nimport latency\ntry: latency.app()\n"
+    )
+    code += "except SystemExit: pass\nassert not {'torch', 'onnxruntime', 'pydantic'} & set(sys.modules)"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--bundle" in done.stdout
+    assert time.perf_counter() - start < 5  # 0.3 s on a quiet machine
+
+
+def test_missing_bundle(tmp_path: Path) -> None:
+    assert "is not a bundle" in error_line(run("--bundle", tmp_path / "none", "--out", tmp_path), 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--engine", "int3"], "expected one of fp32, fp16, bf16"),
+        (["--backend", "abacus"], "expected auto or one of"),
+        (["--backend", "onnxruntime", "--engine", "bf16"], "no bf16 arithmetic"),
+        (["--classes", "0"], "expected 1 to 1000"),
+        (["--photo", "none.png"], "none.png"),
+        (["--weights", "."], "built with random weights"),
+    ],
+)
+def test_unusable_options(bench_bundle: Path, tmp_path: Path, option: list[str], message: str) -> None:
+    assert message in error_line(run("--bundle", bench_bundle, "--out", tmp_path, *option), 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_altered_bundle_is_reported_by_its_own_process(bench_bundle: Path, tmp_path: Path) -> None:
+    altered = shutil.copytree(bench_bundle, tmp_path / "altered")
+    graph = next((altered / "onnx").glob("backbone.fp32.onnx"))
+    content = bytearray(graph.read_bytes())
+    content[-1] ^= 1
+    graph.write_bytes(content)
+    done = run("--bundle", altered, "--no-torch", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "was altered" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_weights_than_the_bundle_was_built_from(load: Load, tmp_path: Path) -> None:
+    manifest = Manifest.model_construct(random_weights=False, weights={"dinov3.pth": "0" * 64}, model={})
+    with pytest.raises(InputError, match=r"dinov3\.pth is missing"):
+        load("contestants").torch_weights(manifest, tmp_path)
+    (tmp_path / "dinov3.pth").write_bytes(b"other")
+    with pytest.raises(InputError, match=r"has sha256 .*expected 000000000000"):
+        load("contestants").torch_weights(manifest, tmp_path)
+
+
+def test_output_folder_that_cannot_be_written(bench_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run("--bundle", bench_bundle, "--out", tmp_path / "file" / "results")
+    assert "cannot write results" in error_line(done, 1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_interrupt_leaves_nothing(bench_bundle: Path, tmp_path: Path) -> None:
+    command = [*COMMAND, *QUICK, "--bundle", str(bench_bundle), "--frames", "100000", "--out", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "in turn" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        printed = process.stderr.read()
+    assert process.returncode == 130
+    assert printed.strip() == "interrupted; nothing was written"
+    assert not list(tmp_path.iterdir())
