@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from contestants import Name, Task, open_contestant, open_embedder
-from machine import peak_memory_mb
 from pydantic import BaseModel, ConfigDict
 
 import runtime.errors
+from benchmarks.contestants import Name, Task, open_contestant, open_embedder
+from benchmarks.machine import peak_memory_mb
 from runtime.errors import Dinov3SegError, EngineError
 
 WARM_FRAMES = 5

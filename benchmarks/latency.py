@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from runtime.errors import Dinov3SegError, InputError, OutputError
+from runtime.cli import console, one_line_errors
+from runtime.errors import InputError, OutputError
 
 if TYPE_CHECKING:  # --help waits for no library
-    from contestants import Name, Task
-    from record import Record
-
+    from benchmarks.contestants import Name, Task
+    from benchmarks.record import Record
     from runtime.bundle import Bundle
 
-console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -52,11 +46,10 @@ def main(
 ) -> None:
     """Times a bundle against eager torch fp32; prints a table, writes a .json with every timing and a picture."""
     with one_line_errors():
-        from contestants import Task, why_no_torch
-        from machine import usable_cores
-        from photos import photo_file
-        from tables import print_report
-
+        from benchmarks.contestants import Task, why_no_torch
+        from benchmarks.machine import usable_cores
+        from benchmarks.photos import photo_file
+        from benchmarks.tables import print_report
         from runtime.bundle import Bundle
         from runtime.engines import choose_backend
 
@@ -79,27 +72,7 @@ def main(
             record = measure(opened, task, without_torch, photo_name)
         print_report(console, record)
         for path in write(record, out):
-            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Errors that a user can cause end the command with one line and their exit code."""
-    # A terminated run ends like an interrupted one: the process that it started ends with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    warnings.showwarning = _one_line_warning
-    try:
-        yield
-    except Dinov3SegError as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; nothing was written", style="red")
-        raise typer.Exit(130) from None
-
-
-def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
-    console.print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True)
+            console.print(f"wrote {path}", soft_wrap=True)
 
 
 def class_names(classes: str) -> tuple[str, ...]:
@@ -116,10 +89,10 @@ def class_names(classes: str) -> tuple[str, ...]:
 def measure(bundle: Bundle, task: Task, without_torch: str | None, photo_name: str) -> Record:
     """Each contestant alone for start-up and memory, then all of them in turn for the warm timings."""
     os.environ["OMP_NUM_THREADS"] = str(task.threads)  # for the kernels, here and in the processes started below
-    from alone import measure_alone
-    from machine import load_average, this_machine, versions
-    from measure import measure_interleaved, ratios, spreads
-    from record import BundleIdentity, Record, Workload, busy, caveats, photo_size, relative_command
+    from benchmarks.alone import measure_alone
+    from benchmarks.machine import load_average, this_machine, versions
+    from benchmarks.measure import measure_interleaved, ratios, spreads
+    from benchmarks.record import BundleIdentity, Record, Workload, busy, caveats, photo_size, relative_command
 
     names: list[Name] = ["engine"] if without_torch else ["engine", "torch"]
     before, alone = load_average(), []
@@ -187,7 +160,7 @@ def write(record: Record, out: Path) -> list[Path]:
             if importlib.util.find_spec("matplotlib") is None:
                 console.print("no picture: matplotlib is not installed (pip install matplotlib)")
                 return [data]
-            from charts import save_chart
+            from benchmarks.charts import save_chart
 
             with atomic_file(picture) as partial_picture:
                 save_chart(partial_picture, record.means(), record.title, record.note)

@@ -1,4 +1,4 @@
-"""Warm timings: all contestants in one process, frame by frame in turn, so that a busy moment hits them alike."""
+"""Warm timings: all contestants in one process, frame by frame in turn, so that fast and slow spells meet both."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
-from contestants import Name, Task, open_contestant
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.contestants import Name, Task, open_contestant
 from runtime.errors import ParityError
 
 if TYPE_CHECKING:

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from alone import Alone
-from machine import Machine, slug
-from measure import Frame, Spread
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.alone import Alone
+from benchmarks.machine import Machine, slug
+from benchmarks.measure import Frame, Spread
 from runtime.bundle import MANIFEST, Bundle, sha256
 from runtime.geometry import Geometry
 
 BOUNDARY = "uint8 photo in memory -> label map of its size in memory, text cached"
 METHOD = {
-    "warm": "all contestants in one process, in turn frame by frame, so that ratios survive a busy machine",
+    "warm": "all contestants in one process, in turn frame by frame, so that fast and slow spells meet both",
     "alone": "one clean process for each contestant: start-up, first frame and peak memory; file caches not dropped",
     "ratio": "torch over engine, the median over rounds",
 }
@@ -136,7 +136,7 @@ def caveats(asked: str, precision: Mapping[str, str], random_weights: bool) -> l
     if asked != "fp32" and asked not in precision.values():
         really = ", ".join(dict.fromkeys(precision.values()))
         how = "runs the fp16 graph with casts" if asked == "fp16" else f"does not compute in {asked}"
-        found.append(f"This CPU {how} ({really}), so these numbers say nothing about an {asked} engine.")
+        found.append(f"This CPU {how}, so these numbers say nothing about an engine in {asked}; read back: {really}.")
     if random_weights:
         found.append("The weights are random: speed and memory are the model's, the labels mean nothing.")
     return found
@@ -145,4 +145,5 @@ def caveats(asked: str, precision: Mapping[str, str], random_weights: bool) -> l
 def busy(load: tuple[float, ...] | None, cores: int) -> list[str]:
     if load is None or load[0] <= cores / 2:
         return []
-    return [f"Others used this machine (load average {load[0]:.1f} on {cores} cores): compare ratios, not times."]
+    # Threads that wait for each other at a barrier suffer most from a taken core, and libraries differ in that.
+    return [f"Others used this machine (load average {load[0]:.1f} on {cores} cores): times and ratios are distorted."]

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-from scene_dice import Dice, direction, rounded
-from scene_vocabulary import COLORS, PATTERN_PAIRS, PATTERNS
+
+from benchmarks.scene_dice import Dice, direction, rounded
+from benchmarks.scene_vocabulary import COLORS, PATTERN_PAIRS, PATTERNS
 
 Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]  # float32; NumPy's stubs make float64 of float32 x float
 Point = tuple[float, float]
 
-_AMBIENT = 0.5
-_BITS = 4  # fractional bits of polygon corners
+_AMBIENT = 0.52
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def draw_sprite(dice: Dice, name: str, extent: float, roll: Point, squash: float
         lamp: direction of the light.
     """
     appearance, shape = name.split()
-    per_side = 2 if extent >= 40 else 4
+    per_side = 2 if extent >= 28 else 4
     side = math.ceil(extent) + 4
     axis = ((np.arange(side * per_side, dtype=np.float32) + 0.5) / per_side - side / 2) / np.float32(extent / 2)
     x, y = np.broadcast_to(axis, (len(axis),) * 2), np.broadcast_to(axis[:, None], (len(axis),) * 2)
@@ -96,8 +96,8 @@ def draw_sprite(dice: Dice, name: str, extent: float, roll: Point, squash: float
     else:
         outline = _star() if shape == "star" else _cross()
         _plate(grid, dice, lamp, outline, side * per_side, extent * per_side / 2, roll)
-    color = _paint(grid, dice, appearance, extent)
-    color = np.rint(np.minimum(color, 255)).astype(np.uint16) * grid.mask[..., None]
+    painted = np.rint(np.minimum(_paint(grid, dice, appearance, extent), 255))
+    color = painted.astype(np.uint16) * grid.mask[..., None]
     cover = grid.mask.astype(np.uint16)
     for _ in range(per_side.bit_length() - 1):
         color, cover = _halved(color), _halved(cover)
@@ -134,7 +134,8 @@ def _cone(grid: Grid, squash: float, lamp: Lamp) -> None:
     grid.mask = (ellipse | ((np.abs(x) <= across) & (y <= touch_y))).astype(np.uint8)
     side = np.clip(x / np.maximum(across, 0.01), -1, 1)
     facing = np.sqrt(1 - side * side)
-    _round_shade(grid, 0.9 * side, np.float32(-0.42), 0.9 * facing, lamp)
+    _round_shade(grid, 0.9 * side, -0.42, 0.9 * facing, lamp)
+    grid.gloss = 0.6 * grid.gloss  # it runs from base to apex: at full strength a black cone would not be black
     grid.u, grid.v = x, y - flat * np.minimum(across, half) * facing  # rings around the cone sag in the middle
 
 
@@ -165,7 +166,7 @@ def _cube(grid: Grid, dice: Dice, squash: float, lamp: Lamp) -> None:
     # Each face: normal, corner, its two edges, and how much of the light counts, so that no two look alike.
     faces = (
         ((sin, squash * cos, lift * cos), near, a, c, 1.0),
-        ((-cos, squash * sin, lift * sin), near, b, c, 0.8),
+        ((-cos, squash * sin, lift * sin), near, b, c, 0.84),
         ((0.0, -lift, squash), top, a, b, 1.1),
     )
     shade = np.zeros_like(grid.x)
@@ -197,25 +198,39 @@ def _plate(grid: Grid, dice: Dice, lamp: Lamp, outline: list[Point], side: int, 
     front = [((x - centre[0]) * fit, (y - centre[1]) * fit) for x, y in corners]
     rear = [(x + back[0] * fit, y + back[1] * fit) for x, y in front]
 
-    def polygon(points: list[Point]) -> npt.NDArray[np.int32]:
-        placed = ((x * roll[0] - y * roll[1], x * roll[1] + y * roll[0]) for x, y in points)
-        half = side / 2 - 0.5
-        return np.array([[round((half + c * unit) * 2**_BITS) for c in point] for point in placed], np.int32)
-
+    axis = (np.arange(side) + 0.5 - side / 2) / unit
     levels = np.zeros((side, side), np.uint8)  # brightness of the face at each sample; 0 outside
+
+    def paint(points: list[Point], bright: float) -> None:
+        placed = [(x * roll[0] - y * roll[1], x * roll[1] + y * roll[0]) for x, y in points]
+        levels[_inside(axis, placed)] = round(200 * bright)
+
     for i, (x, y) in enumerate(front):
         j = (i + 1) % len(front)
         edge = (front[j][0] - x, front[j][1] - y)
         length = math.hypot(*edge)
         normal = (edge[1] / length, -edge[0] / length)  # outwards: corners run clockwise on the screen
         if normal[0] * back[0] + normal[1] * back[1] > 0:
-            bright = 0.6 * (0.7 + 0.3 * (normal[0] * lamp.x + normal[1] * lamp.y))
-            cv2.fillPoly(levels, [polygon([front[i], front[j], rear[j], rear[i]])], round(200 * bright), 8, _BITS)
-    bright = 0.35 + 0.65 * lamp.shade(0.0, -0.3, 0.95)
-    cv2.fillPoly(levels, [polygon(front)], round(200 * bright), cv2.LINE_8, _BITS)
+            light = normal[0] * lamp.x + normal[1] * lamp.y
+            paint([front[i], front[j], rear[j], rear[i]], 0.42 + 0.18 * light)
+    paint(front, 0.35 + 0.65 * lamp.shade(0.0, -0.3, 0.95))
     grid.mask = (levels > 0).astype(np.uint8)
-    grid.shade = levels * np.float32(1 / 200) * (1 + 0.08 * (grid.x * lamp.x + grid.y * lamp.y))
+    grid.shade = levels.astype(np.float32) * (1 / 200) * (1 + 0.08 * (grid.x * lamp.x + grid.y * lamp.y))
     grid.u, grid.v = _turned(grid.x, grid.y, turn)
+
+
+def _inside(axis: Floats, corners: list[Point]) -> npt.NDArray[np.bool_]:
+    """(N, N): samples within a polygon, by counting its edges to their left.
+
+    Not `cv2.fillPoly`: versions 4 and 5 disagree about the outline.
+    """
+    inside = np.zeros((len(axis), len(axis)), bool)
+    for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
+        first, last = np.searchsorted(axis, sorted((y0, y1)))
+        if first < last:
+            crossing = x0 + (axis[first:last] - y0) * ((x1 - x0) / (y1 - y0))
+            inside[first:last] ^= axis > crossing[:, None]
+    return inside
 
 
 def _star() -> list[Point]:
@@ -241,7 +256,7 @@ def _ellipse(x: Floats, y: Floats, wide: float, tall: float) -> Floats:
     return x * x * (1 / wide**2) + y * y * (1 / tall**2)
 
 
-def _round_shade(grid: Grid, nx: Floats, ny: Floats | np.float32, nz: Floats, lamp: Lamp) -> None:
+def _round_shade(grid: Grid, nx: Floats, ny: Floats | float, nz: Floats, lamp: Lamp) -> None:
     """Lambert shade and highlight of a curved surface with unit normals."""
     grid.shade = _AMBIENT + (1 - _AMBIENT) * np.maximum(nx * lamp.x + ny * lamp.y + nz * lamp.z, 0)
     half = math.sqrt(2 + 2 * lamp.z)  # the highlight is where the normal halves the angle from lamp to camera
@@ -256,14 +271,17 @@ def _round_shade(grid: Grid, nx: Floats, ny: Floats | np.float32, nz: Floats, la
 
 def _paint(grid: Grid, dice: Dice, appearance: str, extent: float) -> Floats:
     """(N, N, 3) float32 RGB of each sample."""
+    shade = grid.shade
     if appearance not in PATTERNS:
         base: Floats = _shade_of(dice, appearance)
+        if appearance == "white":  # in its own shadow it would be as grey as the table
+            shade = 0.42 + 0.58 * shade
     else:
         pair = np.stack([_shade_of(dice, name) for name in dice.pick(PATTERN_PAIRS)])
         turn = direction(dice.uniform(-0.6, 0.6) + (0 if dice.chance(0.5) else math.pi / 2))
         u, v = _turned(grid.u, grid.v, turn)
         base = pair[_pattern(appearance, u, v, 2 / extent, extent * dice.uniform(0.85, 1.15))]
-    return base * grid.shade[..., None] + 105 * grid.gloss[..., None]
+    return base * shade[..., None] + 105 * grid.gloss[..., None]
 
 
 def _shade_of(dice: Dice, name: str) -> Floats:
@@ -279,7 +297,7 @@ def _pattern(kind: str, u: Floats, v: Floats, pixel: float, extent: float) -> np
         cell = pixel * max(extent / 5.5, 2.6)
         cells = np.floor(u / cell) + np.floor(v / cell)
         return cells.astype(np.int32).astype(np.uint8) & 1
-    spacing = pixel * max(extent / 4.5, 4.2)
+    spacing = pixel * max(extent / 4.5, 4.6)
     u, v = u / spacing, v / spacing
     u, v = u - np.floor(u) - 0.5, v - np.floor(v) - 0.5
-    return (u * u + v * v <= 0.1).astype(np.uint8)
+    return (u * u + v * v <= 0.09).astype(np.uint8)

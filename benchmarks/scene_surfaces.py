@@ -1,22 +1,24 @@
 """Table, wall and floor of a scene: where they are in the picture, and their textures.
 
 Only additions, products, quotients and roots of arrays: IEEE 754 fixes those to the last bit, so that a seed
-gives the same picture on every CPU. `sin`, `exp`, matrix products and OpenCV's warps would not.
+gives the same picture on every CPU. `sin`, `exp`, matrix products and OpenCV's warps and polygons would not.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-from scene_dice import Dice, direction
-from scene_vocabulary import FLOOR, TABLE, WALL
+
+from benchmarks.scene_dice import Dice, direction
+from benchmarks.scene_vocabulary import FLOOR, TABLE, WALL
 
 Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]  # float32; NumPy's stubs make float64 of float32 x float
+Height = TypeVar("Height", float, Floats)
 
 _TILE = 512  # texels a side; a power of two, so that `& (_TILE - 1)` repeats the texture
 _VARIANTS = 3
@@ -54,16 +56,17 @@ class View:
         half = self.size / 2
         return half + self.size * (x * cos - y * sin), half + self.size * (x * sin + y * cos)
 
-    def span(self, y: float) -> tuple[float, float]:
+    def span(self, y: Height) -> tuple[Height, Height]:
         """x of the table's left and right edge at height y."""
         share = (y - self.back) / (1.0 - self.back)
-        return tuple(side[0] + share * (side[1] - side[0]) for side in (self.left, self.right))  # type: ignore[return-value]
+        (left, near_left), (right, near_right) = self.left, self.right
+        return left + share * (near_left - left), right + share * (near_right - right)
 
-    def fill(self, target: Pixels, points: list[tuple[float, float]], value: int) -> None:
-        """Fills a polygon of level-frame points in `target`, (H, W) of any resolution."""
-        step = 16 * target.shape[0] / self.size
-        corners = [[round((c + 0.5) * step) - 8 for c in self.to_pixels(*point)] for point in points]
-        cv2.fillPoly(target, [np.array(corners, np.int32)], value, cv2.LINE_8, 4)
+    def level_frame(self) -> tuple[Floats, Floats]:
+        """x and y of every pixel, (H, W) float32."""
+        axis = (np.arange(self.size, dtype=np.float32) + 0.5) / self.size - 0.5
+        cos, sin = self.roll
+        return axis * cos + (axis * sin)[:, None], (axis * cos)[:, None] - axis * sin
 
 
 def draw_view(dice: Dice, size: int) -> View:
@@ -96,14 +99,12 @@ def draw_view(dice: Dice, size: int) -> View:
 def draw_surfaces(dice: Dice, view: View) -> tuple[Pixels, Pixels]:
     """(H, W, 3) uint8 RGB without light or shadow, and (H, W) uint8 labels."""
     size = view.size
-    labels = np.full((size, size), WALL, np.uint8)
-    view.fill(labels, [(-2, view.skirting), (2, view.skirting), (2, 2), (-2, 2)], FLOOR)
-    (left, right), (near_left, near_right) = view.span(view.back), view.span(view.front)
-    low = view.front + view.thickness
-    edge = [(near_left, view.front), (near_right, view.front), (near_right, low), (near_left, low)]
-    view.fill(labels, edge, _EDGE)  # table too, but darker
-    view.fill(labels, [(left, view.back), (right, view.back), (near_right, view.front), (near_left, view.front)], TABLE)
-    x, y = _level_frame(view)
+    x, y = view.level_frame()
+    labels = np.where(y < view.skirting, np.uint8(WALL), np.uint8(FLOOR))
+    left, right = view.span(np.minimum(y, view.front))  # the edge of the table top hangs straight down
+    table = (y >= view.back) & (y < view.front + view.thickness) & (x >= left) & (x <= right)
+    labels[table] = TABLE
+    labels[table & (y >= view.front)] = _EDGE  # table too, but darker
     colors = np.empty((4, 256, 3), np.uint8)  # of each region's texture tones
     tones = np.empty((size, size), np.uint16)
     for surface in (TABLE, WALL, FLOOR):
@@ -122,16 +123,9 @@ def draw_surfaces(dice: Dice, view: View) -> tuple[Pixels, Pixels]:
                 u, v = u * depth, depth * (0.4 + 0.6 * view.squash)
                 u, v = u * turn[0] - v * turn[1], u * turn[1] + v * turn[0]
             texel = (v.astype(np.int32) + offset & _TILE - 1) * _TILE + (u.astype(np.int32) & _TILE - 1)
-            tones[inside] = texture.take(texel) + np.uint16(256 * region)
+            tones[inside] = texture.take(texel).astype(np.uint16) + 256 * region
     labels[labels == _EDGE] = TABLE
     return colors.reshape(-1, 3).take(tones, axis=0), labels
-
-
-def _level_frame(view: View) -> tuple[Floats, Floats]:
-    """x and y of every pixel, (H, W) float32."""
-    axis = (np.arange(view.size, dtype=np.float32) + 0.5) / view.size - 0.5
-    cos, sin = view.roll
-    return axis * cos + (axis * sin)[:, None], (axis * cos)[:, None] - axis * sin
 
 
 def _palette(dice: Dice, surface: int) -> Floats:

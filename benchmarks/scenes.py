@@ -19,14 +19,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.console import Console
 from rich.progress import track
-from scene_dice import Dice, direction
-from scene_shapes import Lamp, Sprite, draw_sprite
-from scene_surfaces import View, draw_surfaces, draw_view
-from scene_vocabulary import SEEN, TABLE, UNSEEN, VOCABULARY
 
-from runtime.errors import Dinov3SegError, InputError, OutputError
+from benchmarks.scene_dice import Dice, direction
+from benchmarks.scene_shapes import Lamp, Sprite, draw_sprite
+from benchmarks.scene_surfaces import View, draw_surfaces, draw_view
+from benchmarks.scene_vocabulary import SEEN, TABLE, UNSEEN, VOCABULARY
+from runtime.cli import console, one_line_errors
+from runtime.errors import InputError, OutputError
 from runtime.visualize import palette
 
 Pixels = npt.NDArray[np.uint8]
@@ -35,9 +35,7 @@ SPLITS = ("train", "val", "test", "hard")  # the place in this list is part of t
 SMALLEST, SMALLEST_HARD = 12, 8  # pixels
 _LEAST_SHARE, _LEAST_PIXELS = 0.25, 12  # of an object that may be seen for it to stay
 _UNSEEN_SHARE = 0.25
-_CIRCLE = np.array([direction(math.pi * i / 12) for i in range(24)])
 
-console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -71,7 +69,7 @@ class _Candidate:
 
 
 def make_scene(seed: int, size: int = 320, split: str = "train") -> Scene:
-    """Draws scene number `seed` of a split; the same bytes on every machine.
+    """Draws scene number `seed` of a split: the same bytes on every machine, another scene at another size.
 
     Splits never share a scene. "train" has only SEEN pairs; in the others one object in four is UNSEEN.
     "hard" adds objects of 8 to 12 pixels, elsewhere the smallest have 12; the largest take a third of the image.
@@ -100,7 +98,7 @@ def make_scene(seed: int, size: int = 320, split: str = "train") -> Scene:
     for index, item in enumerate(placed):
         label = VOCABULARY.index(item.name)
         visible = _window(owners, item) == 1 + index
-        np.copyto(_window(labels, item), np.uint8(label), where=visible)
+        _window(labels, item)[visible] = label
         rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
         box = (item.left + columns[0], item.top + rows[0], item.left + columns[-1] + 1, item.top + rows[-1] + 1)
         share = int(visible.sum()) / int(item.sprite.mask.sum())
@@ -159,17 +157,7 @@ def _stand(dice: Dice, view: View, item: _Candidate, beside: _Candidate | None) 
 
 def _fits(item: _Candidate, placed: list[_Candidate], overlap: bool) -> bool:
     """Whether all objects stay visible enough with `item` among them, and apart unless `overlap`."""
-    side = len(item.sprite.mask)
-    near = [
-        o
-        for o in placed
-        if max(
-            abs(o.left - item.left + len(o.sprite.mask) / 2 - side / 2),
-            abs(o.top - item.top + len(o.sprite.mask) / 2 - side / 2),
-        )
-        < (side + len(o.sprite.mask)) / 2
-    ]
-    if not near:
+    if all(_apart(item, other) for other in placed):
         return True
     if not overlap:
         return False
@@ -185,6 +173,13 @@ def _fits(item: _Candidate, placed: list[_Candidate], overlap: bool) -> bool:
     )
 
 
+def _apart(a: _Candidate, b: _Candidate) -> bool:
+    """Whether the squares of two sprites do not meet."""
+    side_a, side_b = len(a.sprite.mask), len(b.sprite.mask)
+    across = a.left + side_a <= b.left or b.left + side_b <= a.left
+    return across or a.top + side_a <= b.top or b.top + side_b <= a.top
+
+
 def _window(target: Pixels, item: _Candidate) -> Pixels:
     side = len(item.sprite.mask)
     return target[item.top : item.top + side, item.left : item.left + side]
@@ -198,23 +193,30 @@ def _cast_shadows(
 ) -> None:
     """Darkens the table under the objects and away from the lamp, and the corner between table and wall."""
     size = view.size
-    soft, contact = np.zeros((size // 4, size // 4), np.uint8), np.zeros((size // 2, size // 2), np.uint8)
-    for item in placed:
-        reach = 0.5 * item.extent
-        for target, stretch, away in ((soft, 1.15, 0.8), (contact, 0.75, 0.12)):
-            centre = np.array(view.to_pixels(*item.base)) - (away * reach * lamp.x, 0.35 * reach * view.squash)
-            radii = (stretch * reach, max(1.5, stretch * reach * view.squash))
-            outline = (centre + _CIRCLE * radii) * (16 * len(target) / size)
-            cv2.fillPoly(target, [np.rint(outline).astype(np.int32)], 255, cv2.LINE_8, 4)
-    view.fill(
-        contact, [(-2, view.back - 0.01), (2, view.back - 0.01), (2, view.back + 0.012), (-2, view.back + 0.012)], 160
-    )
-    soft, contact = cv2.GaussianBlur(soft, (7, 7), 1.5), cv2.GaussianBlur(contact, (9, 9), 1.75)
-    soft, contact = (cv2.resize(m, (size, size), interpolation=cv2.INTER_LINEAR_EXACT) for m in (soft, contact))
+    x, y = view.level_frame()
+    maps = []
+    for step, stretch, away, kernel, blur in ((4, 1.15, 0.8, 7, 1.5), (2, 0.75, 0.12, 9, 1.75)):  # cast, contact
+        across, down = x[step // 2 :: step, step // 2 :: step], y[step // 2 :: step, step // 2 :: step]
+        dark = np.zeros(across.shape, bool)
+        for item in placed:
+            reach = 0.5 * item.extent / size
+            centre = item.base[0] - away * reach * lamp.x, item.base[1] - 0.35 * reach * view.squash
+            radius = stretch * reach
+            left, top = (math.floor((c - radius * size) / step) for c in view.to_pixels(*centre))
+            width = math.ceil(2 * radius * size / step) + 2
+            near = slice(max(0, top), max(0, top + width)), slice(max(0, left), max(0, left + width))
+            dx, dy = across[near] - centre[0], (down[near] - centre[1]) / view.squash
+            dark[near] |= dx * dx + dy * dy <= radius * radius
+        shadow = dark.astype(np.uint8) * 255
+        if step == 2:  # little light reaches the corner between table and wall
+            shadow[np.abs(down - view.back) < 0.011] = 160
+        shadow = cv2.GaussianBlur(shadow, (kernel, kernel), blur)
+        maps.append(cv2.resize(shadow, (size, size), interpolation=cv2.INTER_LINEAR_EXACT))
+    soft, contact = maps
     soft_depth, contact_depth = dice.integer(45, 100), dice.integer(60, 110)  # of 256
-    light = 256 - (np.maximum(soft * np.uint16(soft_depth), contact * np.uint16(contact_depth)) >> 8)
+    light = 256 - (np.maximum(soft.astype(np.uint16) * soft_depth, contact.astype(np.uint16) * contact_depth) >> 8)
     light[~table] = 256
-    np.copyto(image, (image * light[..., None] >> 8).astype(np.uint8))
+    image[:] = image * light[..., None] >> 8
 
 
 def _photograph(dice: Dice, image: Pixels) -> Pixels:
@@ -255,15 +257,9 @@ def main(
     first: Annotated[int, typer.Option(help="Seed of the first scene.", min=0)] = 0,
 ) -> None:
     """Writes images/ and labels/ (PNG: line number in classes.txt, from 0), classes.txt and sheet.png."""
-    try:
+    with one_line_errors():
         write_scenes(out, count, split, size, first)
-    except Dinov3SegError as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; nothing was written", style="red")
-        raise typer.Exit(130) from None
-    console.print(f"wrote {out}: {count} scenes of {split}, see {out / 'sheet.png'}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out}: {count} scenes of {split}, see {out / 'sheet.png'}", soft_wrap=True)
 
 
 def write_scenes(out: Path, count: int, split: str = "train", size: int = 320, first: int = 0) -> None:
@@ -295,7 +291,7 @@ def _fill(folder: Path, count: int, split: str, size: int, first: int) -> None:
     for name in ("images", "labels"):
         (folder / name).mkdir()
     (folder / "classes.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
-    shown = []
+    shown: list[Pixels] = []
     for seed in track(range(first, first + count), description="scenes", console=console, transient=True):
         scene = make_scene(seed, size, split)
         _write_png(folder / "images" / f"{split}_{seed:06d}.png", scene.image[..., ::-1])

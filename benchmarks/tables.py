@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from alone import Alone
-from record import Record
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.alone import Alone
+from benchmarks.record import Record
 
 
 def print_report(console: Console, record: Record) -> None:

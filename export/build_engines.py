@@ -6,8 +6,6 @@ python export/build_engines.py --preset vitl --weights checkpoints/ --refinement
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -18,21 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from runtime.bundle import new_bundle
+from runtime.cli import console, one_line_errors
 from runtime.engines import Backend, choose_backend, graph_precision
-from runtime.errors import Dinov3SegError, InputError
+from runtime.errors import InputError
 from runtime.manifest import Precision
 from runtime.video import read_photo
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and bad options do not wait for it
     from export.builder import Build
 
-# Messages hold brackets of their own; a log file is as wide as the table needs.
-console = Console(stderr=True, markup=False, width=None if sys.stderr.isatty() else 130)
 PARITY_CLASSES = ("wall", "floor", "table", "person", "cup")
 
 
@@ -57,7 +53,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     preset: Annotated[str, typer.Option(help="Model size: tiny, vits, vitb or vitl (the paper's).")] = "tiny",
-    out: Annotated[Path | None, typer.Option(help="Bundle folder [default: bundles/PRESET].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Bundle folder (default: bundles/PRESET).")] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder with the official checkpoint files.")] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="For work on shapes and speed; segments nothing.")
@@ -67,9 +63,9 @@ def main(
     ] = RefinementChoice.checkpoint,
     engine: Annotated[Graphs, typer.Option(help="fp16 adds half-precision graphs to the fp32 ones.")] = Graphs.fp32,
     backend: Annotated[
-        list[BackendChoice] | None, typer.Option(help="Engines to compare with torch [default: onnxruntime].")
+        list[BackendChoice] | None, typer.Option(help="Engines to compare with torch (default: onnxruntime).")
     ] = None,
-    photo: Annotated[Path | None, typer.Option(help="Photo for the parity check [default: a generated one].")] = None,
+    photo: Annotated[Path | None, typer.Option(help="Photo for the parity check (default: a generated one).")] = None,
     vocabulary: Annotated[
         list[Path] | None, typer.Option(help="Class list (.txt, .json) to embed now: the bundle then knows its names.")
     ] = None,
@@ -80,9 +76,7 @@ def main(
     """Exports every stage to ONNX, compares it with torch and writes a checksummed bundle."""
     from export.presets import model_config
 
-    # A terminated build ends like an interrupted one: its unfinished folder is removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
+    with one_line_errors():
         config = model_config(preset, set_ or [])
         if random_weights == (weights is not None):
             raise InputError("give either --weights DIR with the official checkpoints, or --random-weights")
@@ -107,12 +101,6 @@ def main(
                 announce=announce,
             )
             build = build_bundle(request, folder)
-    except Dinov3SegError as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; nothing was written", style="red")
-        raise typer.Exit(130) from None
     report(build, target, random_weights)
 
 
@@ -150,7 +138,7 @@ def spinner() -> Iterator[Callable[[str], None]]:
         def announce(text: str) -> None:
             progress.update(task, description=text)
             if not console.is_terminal:
-                console.print(text, highlight=False)
+                console.print(text)
 
         yield announce
 
@@ -158,10 +146,10 @@ def spinner() -> Iterator[Callable[[str], None]]:
 def report(build: Build, target: Path, random_weights: bool) -> None:
     console.print(build_table(build))
     for name, share in build.label_agreement.items():
-        console.print(f"end to end, {name}: {share:.3%} of pixels labelled as by torch fp32", highlight=False)
+        console.print(f"end to end, {name}: {share:.3%} of pixels labelled as by torch fp32")
     if random_weights:
         console.print("random weights: this bundle is for shapes and speed, it segments nothing", style="yellow")
-    console.print(f"bundle written to {target}", highlight=False, soft_wrap=True)
+    console.print(f"bundle written to {target}", soft_wrap=True)
 
 
 def build_table(build: Build) -> Table:

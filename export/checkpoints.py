@@ -176,7 +176,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             tensors: dict[str, Tensor] = load_file(path)
             return tensors
         # The format before torch 1.6, a bare pickle, cannot be mapped.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state: dict[str, Tensor] = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except pickle.UnpicklingError:  # torch's own message advises to run the code
         raise WeightsError(
             f"{path} cannot be read as a checkpoint: it is damaged, or holds objects that could run code "

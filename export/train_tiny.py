@@ -33,6 +33,11 @@ SEED = 2026
 TINY = ["prompting.context_length=16", "text.vocab_size=31", "anyup.qk_dim=16"]
 
 
+@app.callback()
+def root() -> None:
+    """Trains the shipped model, phase by phase."""
+
+
 def setting(work: Path) -> tuple[ModelConfig, Words]:
     config = model_config("tiny", TINY)
     work.mkdir(parents=True, exist_ok=True)
@@ -48,9 +53,7 @@ def scenes(work: Path, split: str, count: int, size: int) -> SceneSet:
 
 def build_alignment(config: ModelConfig) -> Alignment:
     width = config.backbone.embed_dim
-    text = TextEncoder(
-        **config.text.model_dump(), embed_dim=2 * width, context_length=config.prompting.context_length
-    )
+    text = TextEncoder(**config.text.model_dump(), embed_dim=2 * width, context_length=config.prompting.context_length)
     head = VisionHead(embed_dim=width, num_heads=config.backbone.num_heads)
     model = Alignment(build_backbone(config), head, text)
     start_transformer(model, torch.Generator().manual_seed(SEED))
@@ -72,9 +75,7 @@ def align(
     size = config.geometry.image_size
     training, validation = scenes(work, "train", count, size), scenes(work, "val", 60, size)
     model = build_alignment(config)
-    start_patch_embedding(
-        model.backbone.patch_embed.proj, training.crops(np.random.default_rng(SEED), 256, 96)[0]
-    )
+    start_patch_embedding(model.backbone.patch_embed.proj, training.crops(np.random.default_rng(SEED), 256, 96)[0])
     loss = AlignmentLoss(vocabulary)
     checked = normalise(np.ascontiguousarray(validation.images))
     shares = class_shares(torch.from_numpy(validation.labels.astype(np.int64)), CLASSES, 16)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from runtime.errors import Dinov3SegError, InputError
+from runtime.cli import console, one_line_errors
+from runtime.errors import InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-console = Console(stderr=True, markup=False)  # messages hold brackets of their own
 
 
 @app.callback()
@@ -29,20 +27,13 @@ def segment(
     bundle: Annotated[Path, typer.Option(help="Bundle folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Picture, folder or .mp4, as the source.")],
     backend: Annotated[str, typer.Option(help="onnxruntime, openvino or auto.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 [default: the backend's].")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads [default: the library's choice].")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 (default: the backend's).")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (default: the library's choice).")] = None,
     legend: Annotated[bool, typer.Option(help="Draw class names into the picture.")] = True,
 ) -> None:
     """Writes the source with its classes painted over it, and prints the mean time of each stage."""
-    warnings.showwarning = _one_line_warning
-    try:
+    with one_line_errors():
         timings = run(source, classes, bundle, out, backend, precision, threads, legend)
-    except Dinov3SegError as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        console.print("interrupted", style="red")
-        raise typer.Exit(130) from None
     console.print(timing_table(timings))
 
 
@@ -74,7 +65,7 @@ def run(
             result = segmenter(frame.image, scores=False)
             sink.write(frame.name, result.overlay(frame.image, legend=legend))
             timings.append(result.timings)
-    console.print(f"wrote {sink.target}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {sink.target}", soft_wrap=True)
     return timings
 
 
@@ -90,10 +81,6 @@ def timing_table(timings: list[dict[str, float]]) -> Table:
     for stage in warm[0]:
         table.add_row(stage, f"{sum(frame[stage] for frame in warm) / len(warm):.1f}")
     return table
-
-
-def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
-    console.print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,19 @@ class Alignment(nn.Module):
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> class token (B, D) and patch features (B, N, D), unit norm."""
+        tokens = F.normalize(self.tokens(images), dim=-1)
+        return tokens[:, 0], tokens[:, self.backbone.prefix_tokens :]
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> the vision head's tokens (B, prefix + N, D), not normalised."""
         grid = (images.shape[2] // 16, images.shape[3] // 16)
         sin, cos = rope_tables(self.backbone.rope_embed.periods.tolist(), grid, self.backbone.prefix_tokens)
-        tokens = self.head(self.backbone(images, torch.from_numpy(sin), torch.from_numpy(cos)))
-        tokens = F.normalize(tokens, dim=-1)
-        return tokens[:, 0], tokens[:, self.backbone.prefix_tokens :]
+        tokens: Tensor = self.head(self.backbone(images, torch.from_numpy(sin), torch.from_numpy(cos)))
+        return tokens
+
+    def raw_patches(self, images: Tensor) -> Tensor:
+        """(B, N, D) as the merge and AnyUp see them."""
+        return self.tokens(images)[:, self.backbone.prefix_tokens :]
 
 
 @dataclass(frozen=True)

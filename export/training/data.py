@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from scenes import make_scene
-from scene_vocabulary import SURFACES
 from torch import Tensor
+
+from benchmarks.scene_vocabulary import SURFACES
+from benchmarks.scenes import make_scene
 
 OBJECTS = len(SURFACES)  # labels from here on are objects
 Pixels = npt.NDArray[np.uint8]
@@ -35,7 +36,7 @@ class SceneSet:
         """
         images, labels = [], []
         for _ in range(count):
-            i = rng.integers(len(self.images))
+            i = int(rng.integers(len(self.images)))
             y, x = self._corner(rng, i, size)
             step = -1 if rng.random() < 0.5 else 1
             images.append(self.images[i, y : y + size, x : x + size][:, ::step])

@@ -35,7 +35,8 @@ class Schedule:
 
 def optimizers(parameters: Iterable[tuple[str, nn.Parameter]], schedule: Schedule) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks, AdamW for embeddings, convolutions, norms and biases."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in parameters:
         inside = ("blocks." in name or "layers." in name) and parameter.ndim == 2
         (matrices if inside else others).append(parameter)
@@ -68,7 +69,8 @@ def train(
     rates = [[group["lr"] for group in stepper.param_groups] for stepper in steppers]
     file, curve = work / f"{name}.pt", work / f"{name}.jsonl"
     first = restore(file, model, steppers)
-    saved, mean = time.monotonic(), {}
+    saved = time.monotonic()
+    mean: dict[str, float] = {}
     for step in range(first, schedule.steps):
         for stepper, base in zip(steppers, rates, strict=True):
             for group, rate in zip(stepper.param_groups, base, strict=True):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scene_vocabulary import APPEARANCES, SHAPES, SURFACES, UNSEEN, VOCABULARY
 from torch import Tensor
 
+from benchmarks.scene_vocabulary import APPEARANCES, SHAPES, SURFACES, UNSEEN, VOCABULARY
 from runtime.manifest import Prompting
 from runtime.text import Tokenizer
 

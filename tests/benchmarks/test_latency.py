@@ -12,14 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import contestants, machine, measure, record
 from runtime.errors import InputError, ParityError
 from runtime.manifest import Manifest
 
@@ -38,15 +37,6 @@ SMALL = [
 ]
 COMMAND = [sys.executable, "benchmarks/latency.py"]
 QUICK = ["--no-torch", "--classes", "2", "--threads", "1", "--warmup", "0", "--frames", "1"]
-
-Load = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Imports a script's sibling by the plain name that the script itself uses."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module
 
 
 @pytest.fixture(scope="session")
@@ -107,15 +97,14 @@ def fp32_run(bench_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 # Arithmetic.
 
 
-def test_percentiles_of_known_data(load: Load) -> None:
-    spread = load("measure").spread(list(range(101)))
+def test_percentiles_of_known_data() -> None:
+    spread = measure.spread(list(range(101)))
     assert (spread.p50, spread.p90, spread.p99, spread.mean) == (50, 90, 99, 50)
-    assert load("measure").spread([7.0]).p99 == 7
+    assert measure.spread([7.0]).p99 == 7
 
 
-def test_ratio_is_the_median_over_rounds_each_against_itself(load: Load) -> None:
+def test_ratio_is_the_median_over_rounds_each_against_itself() -> None:
     """The machine slows down tenfold halfway: ratios of medians would be wrong, paired ones are not."""
-    measure = load("measure")
     slowness = (1, 1, 10, 10, 10)
     frames = [
         measure.Frame(contestant=name, round=turn, start_s=0, stages={"total": ms * slow})
@@ -126,8 +115,7 @@ def test_ratio_is_the_median_over_rounds_each_against_itself(load: Load) -> None
     assert measure.ratios([frame for frame in frames if frame.contestant == "engine"]) == {}
 
 
-def test_disagreeing_labels_are_two_models(load: Load) -> None:
-    contestants, measure = load("contestants"), load("measure")
+def test_disagreeing_labels_are_two_models() -> None:
     task = contestants.Task(
         bundle=Path(),
         backend="onnxruntime",
@@ -157,30 +145,30 @@ def test_disagreeing_labels_are_two_models(load: Load) -> None:
         ("", 1, "cpu-unknown-1core"),
     ],
 )
-def test_machine_slug(load: Load, cpu: str, cores: int, expected: str) -> None:
-    assert load("machine").machine_slug(cpu, cores) == expected
+def test_machine_slug(cpu: str, cores: int, expected: str) -> None:
+    assert machine.machine_slug(cpu, cores) == expected
 
 
-def test_cpu_name_without_proc(load: Load, tmp_path: Path) -> None:
-    assert load("machine").cpu_name(tmp_path / "none")
+def test_cpu_name_without_proc(tmp_path: Path) -> None:
+    assert machine.cpu_name(tmp_path / "none")
     (tmp_path / "arm").write_text("processor\t: 0\nBogoMIPS\t: 38.40\n")
-    assert load("machine").cpu_name(tmp_path / "arm")
+    assert machine.cpu_name(tmp_path / "arm")
 
 
-def test_peak_memory_is_this_process_own(load: Load) -> None:
+def test_peak_memory_is_this_process_own() -> None:
     """A child of a large process must not inherit its parent's peak, as ru_maxrss does on Linux."""
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
     large = np.ones(25_000_000)
-    code = "from machine import peak_memory_mb; print(peak_memory_mb())"
+    code = "from benchmarks.machine import peak_memory_mb; print(peak_memory_mb())"
     child = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
-    assert float(child.stdout) < 100 < large.nbytes / 2**20 < load("machine").peak_memory_mb()
+    assert float(child.stdout) < 100 < large.nbytes / 2**20 < machine.peak_memory_mb()
 
 
-def test_command_holds_no_folder_of_this_machine(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_command_holds_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["--bundle", f"{tmp_path}/bundles/tiny", "--photo=/home/jane/my cat.png", "--classes", "a, b"]
-    command = load("record").relative_command("benchmarks/latency.py", arguments)
+    command = record.relative_command("benchmarks/latency.py", arguments)
     assert command == "python benchmarks/latency.py --bundle bundles/tiny '--photo=my cat.png' --classes 'a, b'"
 
 
@@ -195,30 +183,30 @@ def test_table_and_sentences(fp32_run: tuple[Path, str]) -> None:
     assert "weights are random" in printed
 
 
-def test_result_file_follows_the_schema(fp32_run: tuple[Path, str], load: Load, bench_bundle: Path) -> None:
-    record = load("record").Record.model_validate_json(fp32_run[0].read_text())
+def test_result_file_follows_the_schema(fp32_run: tuple[Path, str], bench_bundle: Path) -> None:
+    written = record.Record.model_validate_json(fp32_run[0].read_text())
     assert fp32_run[0].stem == "tiny-onnxruntime-fp32"
-    assert (record.threads, record.workload.classes, record.workload.photo_size) == (1, 3, (60, 90))
-    assert record.workload.photo == "photo.png"
-    assert record.bundle.random_weights
-    assert record.bundle.manifest_sha256 == importlib.import_module("runtime.bundle").sha256(
+    assert (written.threads, written.workload.classes, written.workload.photo_size) == (1, 3, (60, 90))
+    assert written.workload.photo == "photo.png"
+    assert written.bundle.random_weights
+    assert written.bundle.manifest_sha256 == importlib.import_module("runtime.bundle").sha256(
         bench_bundle / "manifest.json"
     )
-    assert record.agreement > 0.99
-    assert [one.contestant for one in record.alone] == ["engine", "torch"]
-    for one in record.alone:
+    assert written.agreement > 0.99
+    assert [one.contestant for one in written.alone] == ["engine", "torch"]
+    for one in written.alone:
         assert 0 < one.start_mb <= one.loaded_mb <= one.peak_mb
         assert min(one.imports_ms, one.load_ms, one.text_ms, one.first_frame["total"]) > 0
 
 
-def test_ratios_come_from_interleaved_frames(fp32_run: tuple[Path, str], load: Load) -> None:
-    record = load("record").Record.model_validate_json(fp32_run[0].read_text())
-    order = [frame.contestant for frame in sorted(record.frames, key=lambda frame: frame.start_s)]
+def test_ratios_come_from_interleaved_frames(fp32_run: tuple[Path, str]) -> None:
+    written = record.Record.model_validate_json(fp32_run[0].read_text())
+    order = [frame.contestant for frame in sorted(written.frames, key=lambda frame: frame.start_s)]
     rounds = [set(order[start : start + 2]) for start in range(0, len(order), 2)]
     assert rounds == [{"engine", "torch"}] * 4
     assert len({order[start] for start in range(0, len(order), 2)}) == 2, "one contestant always begins"
-    assert record.ratio == load("measure").ratios(record.frames)
-    assert record.warm["engine"] == load("measure").spreads(record.frames, "engine")
+    assert written.ratio == measure.ratios(written.frames)
+    assert written.warm["engine"] == measure.spreads(written.frames, "engine")
 
 
 def test_result_file_names_no_folder_and_no_user(fp32_run: tuple[Path, str], bench_bundle: Path) -> None:
@@ -242,30 +230,28 @@ def test_fp16_says_what_this_cpu_does(bench_bundle: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "fp16 storage, fp32 arithmetic" in done.stderr
     assert "This CPU runs the fp16 graph with casts" in done.stderr
-    assert "say nothing about an fp16 engine" in done.stderr
+    assert "say nothing about an engine in fp16" in done.stderr
     assert "no torch column: --no-torch was given" in done.stderr
     [data] = tmp_path.glob("*/tiny-onnxruntime-fp16.json")
     assert json.loads(data.read_text())["agreement"] is None
 
 
-def test_without_torch_a_sentence_instead_of_the_column(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_a_sentence_instead_of_the_column(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     manifest = Manifest.model_construct(random_weights=True)
-    assert "torch is not installed" in load("contestants").why_no_torch(manifest, None, False)
+    assert "torch is not installed" in contestants.why_no_torch(manifest, None, False)
 
 
-def test_checkpoint_bundle_without_weights_has_no_torch_column(load: Load) -> None:
+def test_checkpoint_bundle_without_weights_has_no_torch_column() -> None:
     manifest = Manifest.model_construct(random_weights=False)
-    assert "--weights" in load("contestants").why_no_torch(manifest, None, False)
+    assert "--weights" in contestants.why_no_torch(manifest, None, False)
 
 
 # Errors.
 
 
 def test_help_is_quick_and_needs_no_torch() -> None:
-    code = (
-        "import sys; sys.argv = ['x', '--help']; sys.path.insert(0, 'benchmarks')\nimport latency\ntry: latency.app()\n"
-    )
+    code = "import sys; sys.argv = ['x', '--help']\nfrom benchmarks import latency\ntry: latency.app()\n"
     code += "except SystemExit: pass\nassert not {'torch', 'onnxruntime', 'pydantic'} & set(sys.modules)"
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
@@ -307,13 +293,13 @@ def test_altered_bundle_is_reported_by_its_own_process(bench_bundle: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_other_weights_than_the_bundle_was_built_from(load: Load, tmp_path: Path) -> None:
+def test_other_weights_than_the_bundle_was_built_from(tmp_path: Path) -> None:
     manifest = Manifest.model_construct(random_weights=False, weights={"dinov3.pth": "0" * 64}, model={})
     with pytest.raises(InputError, match=r"dinov3\.pth is missing"):
-        load("contestants").torch_weights(manifest, tmp_path)
+        contestants.torch_weights(manifest, tmp_path)
     (tmp_path / "dinov3.pth").write_bytes(b"other")
     with pytest.raises(InputError, match=r"has sha256 .*expected 000000000000"):
-        load("contestants").torch_weights(manifest, tmp_path)
+        contestants.torch_weights(manifest, tmp_path)
 
 
 def test_output_folder_that_cannot_be_written(bench_bundle: Path, tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""What all commands share: errors in one line with their exit code, wherever they come from."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from runtime.errors import Dinov3SegError
+
+# Messages hold brackets of their own, and a log file is as wide as the tables need.
+console = Console(stderr=True, markup=False, highlight=False, width=None if sys.stderr.isatty() else 130)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Prints an error that a user can cause as one line and exits with its code; so for warnings and Ctrl-C.
+
+    A terminated command ends like an interrupted one: what it has not finished is removed on the way out.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    warnings.showwarning = _one_line_warning
+    try:
+        yield
+    except Dinov3SegError as error:
+        console.print(f"error: {error}", style="red", soft_wrap=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing unfinished is left", style="red")
+        raise typer.Exit(130) from None
+
+
+def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
+    console.print(f"warning: {message}", style="yellow", soft_wrap=True)
