@@ -36,14 +36,14 @@ def parts_of(config: ModelConfig) -> dict[str, torch.nn.Module]:
     """Our modules with the weights that the files are made from."""
     weights = RandomWeights(seed=7)
     table = {stage.name: stage.build(weights) for stage in stages.stage_table(config, refinement=True)}
-    features = table["backbone"]
+    features, geometry = table["backbone"], config.geometry
     with torch.no_grad():
         features.backbone.rope_embed.periods.copy_(torch.tensor(PERIODS))
     return {
         "backbone": features.backbone,
         "vision_head": features.head,
         "text_encoder": table["text_encoder"],
-        "anyup": table["anyup"].anyup,
+        "anyup": stages.anyup(config, "anyup", geometry.image_size, geometry.grid).build(weights).anyup,
         "guidance": table["sam_encoder"],
         "head": table["refinement"].aggregator,
     }

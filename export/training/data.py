@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.scene_vocabulary import SURFACES
@@ -62,8 +61,11 @@ def normalise(images: Pixels) -> Tensor:
 
 def class_shares(labels: Tensor, classes: int, cell: int) -> Tensor:
     """(N, H, W) labels -> (N, H/cell * W/cell, classes) share of every class in each cell."""
-    one_hot = F.one_hot(labels, classes).permute(0, 3, 1, 2).float()
-    return F.avg_pool2d(one_hot, cell).flatten(2).transpose(1, 2)
+    count, height, width = labels.shape
+    rows, columns = height // cell, width // cell
+    cells = labels.reshape(count, rows, cell, columns, cell).transpose(2, 3).reshape(count, rows * columns, cell * cell)
+    shares = torch.zeros(*cells.shape[:2], classes)
+    return shares.scatter_add_(2, cells, torch.ones(()).expand(cells.shape)) / cell**2
 
 
 def scene_set(split: str, count: int, size: int, folder: Path, announce: Callable[[int], None]) -> SceneSet:

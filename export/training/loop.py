@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.training.muon import Muon
+
 SAVE_EVERY_SECONDS = 120.0
 
 
@@ -44,9 +46,7 @@ def optimizers(parameters: Iterable[tuple[str, nn.Parameter]], schedule: Schedul
         torch.optim.AdamW(others, lr=schedule.other_rate, betas=(0.9, 0.98), weight_decay=0.01)
     ]
     if matrices:
-        found.append(
-            torch.optim.Muon(matrices, lr=schedule.matrix_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
-        )
+        found.append(Muon(matrices, lr=schedule.matrix_rate, weight_decay=0.02))
     return found
 
 

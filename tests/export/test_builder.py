@@ -56,7 +56,9 @@ def test_the_small_bundle(small_build: tuple[Path, Build]) -> None:
     assert manifest.label_agreement["onnxruntime fp32"] > 0.999
     assert manifest.label_agreement["openvino fp32"] > 0.995
     assert manifest.label_agreement["onnxruntime fp16"] > 0.9
-    assert all(row.relative_rms_error < 1e-5 for row in manifest.parity if row.precision == "fp32")
+    exact = {row.stage: row.relative_rms_error for row in manifest.parity if row.precision == "fp32"}
+    assert exact.pop("anyup") < 5e-5  # sharp attention between random features
+    assert max(exact.values()) < 5e-6
     assert any(row.relative_rms_error > 1e-4 for row in manifest.parity if row.precision == "fp16")
 
 
@@ -101,16 +103,8 @@ def test_every_option_at_once(tmp_path: Path) -> None:
     vocabulary.write_text("\n".join(classes))
     target = tmp_path / "bundle"
     built = build(target, config=config, classes=classes, vocabularies=(vocabulary,))
-    assert stages_of(target) == [
-        "text_encoder",
-        "backbone",
-        "anyup",
-        "anyup_crop",
-        "correlation",
-        "sam_encoder",
-        "refinement",
-        "decoder",
-    ] or set(stages_of(target)) >= {"anyup", "anyup_crop"}
+    table = {stage.name for stage in stage_table(config, refinement=True)}
+    assert set(stages_of(target)) == table >= {"anyup", "anyup_crop", "sam_encoder", "refinement"}
     assert built.label_agreement == {"onnxruntime fp32": pytest.approx(1, abs=1e-3)}
     assert "text/kitchen.npz" in Bundle.open(target).manifest.files
     labels = segment(target, list(classes))
@@ -140,10 +134,18 @@ class StopWeights:
         return {}
 
 
-@pytest.mark.parametrize("error", [WeightsError("x"), KeyboardInterrupt(), SystemExit(143), MemoryError()])
-def test_a_failure_half_way_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (WeightsError("x"), "backbone"),
+        (KeyboardInterrupt(), "vision_head"),
+        (SystemExit(143), "text_encoder"),
+        (MemoryError(), "text_encoder"),
+    ],
+)
+def test_a_failure_half_way_leaves_nothing(error: BaseException, part: str, tmp_path: Path) -> None:
     with pytest.raises(type(error)):
-        build(tmp_path / "bundle", weights=StopWeights(error, "vision_head"))
+        build(tmp_path / "bundle", weights=StopWeights(error, part))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -155,7 +157,7 @@ def test_an_engine_that_differs_is_not_shipped(tmp_path: Path, monkeypatch: pyte
         return lambda inputs: {name: value * 1.001 for name, value in engine(inputs).items()}
 
     monkeypatch.setattr(builder, "open_engine", wrong)
-    config = small_config("early_refinement=none")
+    config = small_config("early_refinement=none", "backbone.depth=1")
     with pytest.raises(ParityError, match=r"stage text_encoder: onnxruntime fp32 .* over 1e-04; nothing was written"):
         build(tmp_path / "bundle", config=config, refinement=False)
     assert list(tmp_path.iterdir()) == []

@@ -58,7 +58,8 @@ class Engines:
         patches = image.reshape(len(image), 3, image.shape[2] // 16, 16, -1, 16).mean(axis=(3, 5))
         flat = patches.reshape(len(image), 3, -1).transpose(0, 2, 1)
         assert rope_sin.shape == rope_cos.shape == (5 + flat.shape[1], 8)
-        return {"features": np.concatenate([flat, flat[..., :1] ** 2], axis=2).astype(np.float32)}
+        features = np.concatenate([flat, flat[..., :1] ** 2], axis=2)
+        return {"features": np.ascontiguousarray(features, dtype=np.float32)}
 
     def anyup(self, image: np.ndarray, features: np.ndarray) -> Arrays:
         return {"refined": features + image.mean()}

@@ -224,7 +224,9 @@ def test_without_classes(load: Load) -> None:
 # --- threads, futures, streams
 
 
-def test_four_threads_get_their_own_results(segmenter: Segmenter) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_four_threads_get_their_own_results(backend: str, load: Load) -> None:
+    segmenter = load(backend=backend, precision="fp32")
     photos = [random_photo(30 + i, 40, seed=i) for i in range(4)]
     expected = segmenter(photos)
     wrong: list[int] = []
