@@ -81,7 +81,7 @@ def open_embedder(name: Name, task: Task) -> TextEmbedder:
 
     bundle = Bundle.open(task.bundle)
     if name == "engine":
-        return text_embedder(bundle, task.backend, task.precision, task.threads, None)
+        return text_embedder(bundle, task.backend, task.threads, None)
     modules, prompting = TorchModules(bundle.manifest, task), bundle.manifest.prompting
     return TextEmbedder(
         Tokenizer.from_file(bundle.tokenizer(), prompting.context_length),

@@ -81,6 +81,8 @@ def main(
         if random_weights == (weights is not None):
             raise InputError("give either --weights DIR with the official checkpoints, or --random-weights")
         target = out or Path("bundles") / config.name
+        if len({path.stem for path in vocabulary or ()}) < len(vocabulary or ()):
+            raise InputError("--vocabulary: two lists have the same file name, which names them in the bundle")
         runs = engine_runs(backend or [BackendChoice.onnxruntime], engine)
         with new_bundle(target) as folder, spinner() as announce:
             announce("importing torch")

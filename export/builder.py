@@ -26,7 +26,7 @@ from export.stages import Stage, Weights, build_backbone, stage_table
 from export.tokenizer import find_bpe_vocabulary, write_clip_tokenizer
 from export.torch_engine import TorchEngine
 from runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
-from runtime.engines import Backend, choose_backend, graph_precision, open_engine
+from runtime.engines import Backend, graph_precision, open_engine
 from runtime.engines.base import Array, Tensors
 from runtime.manifest import Manifest, PipelineSpec, Precision, StageEntry, StageParity
 from runtime.pipeline import Pipeline, PipelineResult
@@ -221,7 +221,7 @@ def label_agreement(
 def ship_embeddings(request: Request, root: Path) -> None:
     """Embeds whole class lists now, so that a robot need not load the text encoder."""
     bundle = Bundle.open(root)
-    embedder = text_embedder(bundle, *choose_backend("onnxruntime", "fp32"), threads=None, cache_dir=None)
+    embedder = text_embedder(bundle, "onnxruntime", threads=None, cache_dir=None)
     (root / "text").mkdir()
     for path in request.vocabularies:
         request.announce(f"embeddings of {path.name}")

@@ -128,6 +128,8 @@ def save(model: ir.Model, path: Path) -> Graph:
         value.metadata_props.clear()
     data = path.with_name(f"{path.name}.data")
     ir.save(model, path, external_data=data.name, size_threshold_bytes=1024)
+    if data.exists() and not data.stat().st_size:
+        data.unlink()
     size = sum(file.stat().st_size for file in (path, data) if file.exists())
     parameters = sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value)
     return Graph(path, sum(1 for _ in model.graph.all_nodes()), parameters, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import InputError
 from runtime.geometry import Geometry
@@ -138,7 +138,7 @@ class Refinement(_Config):
     window_size: int = 10
     pooling_size: tuple[int, int] = (2, 2)
     attention_type: Literal["linear", "full"] = "linear"
-    pad_len: int = 256
+    pad_len: int = Field(default=256, ge=0)
     guidance_proj_dim: int = 128
     decoder_dims: tuple[int, int] = (64, 32)
     decoder_guidance_dims: tuple[int, int] = (256, 128)
@@ -161,6 +161,14 @@ class ModelConfig(_Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
+        for part in (self.backbone, self.text, self.sam):
+            width = part.dim if isinstance(part, Text) else part.embed_dim
+            if width % part.num_heads:
+                raise ValueError(f"{type(part).__name__}: {part.num_heads} heads do not divide {width} channels")
+        if self.refinement.hidden_dim % self.refinement.nheads:
+            raise ValueError("refinement.nheads does not divide refinement.hidden_dim")
+        if any(dim % 16 or not dim for dim in self.refinement.decoder_dims):
+            raise ValueError(f"refinement.decoder_dims is {self.refinement.decoder_dims}; expected multiples of 16")
         grid, window = self.geometry.grid, self.refinement.window_size
         if window < grid and grid % window:
             raise ValueError(f"refinement.window_size {window} does not divide the feature grid {grid}x{grid}")

@@ -92,7 +92,7 @@ def align(
         return patch_accuracy(model, checked, shares, vocabulary) | {"minutes": (time.monotonic() - start) / 60}
 
     schedule = Schedule(steps, warmup=100, matrix_rate=rate, other_rate=rate)
-    train(name, model, schedule, step_loss, evaluate, work, lambda step, parts: None, evaluate_every=200)
+    train(name, model, schedule, step_loss, evaluate, work, lambda step, parts: None, evaluate_every=100)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ class Bundle:
         return bundle
 
     def stage(self, name: str) -> StageEntry:
-        return next(stage for stage in self.manifest.stages if stage.name == name)
+        for stage in self.manifest.stages:
+            if stage.name == name:
+                return stage
+        raise BundleError(f"{self.root} has no stage {name}; build the bundle again")
 
     def onnx(self, stage: str, precision: str) -> Path:
         """The graph of a stage, after its checksum and that of its weights have been verified."""

@@ -21,7 +21,10 @@ def as_pixels(image: Any) -> Pixels:
         InputError: another type, dtype, rank or channel count, an empty image, or device memory.
     """
     if hasattr(image, "convert") and hasattr(image, "getbands"):  # PIL, without importing it
-        image = np.asarray(image.convert("RGB"))
+        try:
+            image = np.asarray(image.convert("RGB"))
+        except OSError as error:  # PIL reads lazily: a truncated file shows only now
+            raise InputError(f"PIL image cannot be read ({error}); is it a whole picture file?") from None
     elif not isinstance(image, np.ndarray):
         image = _from_dlpack(image)
     if image.dtype != np.uint8:

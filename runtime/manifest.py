@@ -101,7 +101,7 @@ class Manifest(_Entry):
     weights: dict[str, str]
     random_weights: bool
     model: dict[str, Any]
-    stages: tuple[StageEntry, ...]
+    stages: tuple[StageEntry, ...] = Field(min_length=1)
     parity: tuple[StageParity, ...]
     label_agreement: dict[str, float]
     tools: dict[str, str]

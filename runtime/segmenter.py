@@ -18,7 +18,6 @@ from runtime.engines import Backend, choose_backend, graph_precision, open_engin
 from runtime.errors import EngineError, InputError
 from runtime.images import as_pixels
 from runtime.live import newest
-from runtime.manifest import Precision
 from runtime.pipeline import Pipeline
 from runtime.segmentation import Segmentation
 from runtime.text import TextEmbedder, Tokenizer, default_cache_dir
@@ -27,6 +26,7 @@ from runtime.vocab import read_classes
 
 TEXT_STAGE = "text_encoder"
 DEFAULT_CACHE = default_cache_dir()
+WORKER = "segmenter"  # name of the thread behind `submit`
 Classes = Sequence[str] | str | Path
 
 
@@ -98,7 +98,7 @@ class Segmenter:
             for stage in manifest.stages
             if stage.name != TEXT_STAGE
         }
-        embedder = text_embedder(opened, library, chosen, threads, cache_dir)
+        embedder = text_embedder(opened, library, threads, cache_dir)
         for vocabulary in sorted(name for name in manifest.files if name.startswith("text/")):
             opened.verify(vocabulary)
             embedder.preload(opened.root / vocabulary)
@@ -169,7 +169,7 @@ class Segmenter:
         with self._lock:
             self._check_open()
             if self._worker is None:
-                self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="segmenter")
+                self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=WORKER)
             return self._worker.submit(self.__call__, image, color=color, scores=scores)
 
     def stream(
@@ -191,11 +191,13 @@ class Segmenter:
 
     def close(self) -> None:
         """Waits for queued images and frees the engines. Later calls raise EngineError."""
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.shutdown(wait=True)
         with self._lock:
             self._closed = True
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            # Called back from a queued image, there is no waiting for that image.
+            worker.shutdown(wait=not threading.current_thread().name.startswith(WORKER))
+        with self._lock:
             self._pipeline.engines = {}
 
     def __enter__(self) -> Segmenter:
@@ -217,29 +219,30 @@ def check_color(color: str) -> str:
     return color
 
 
-def text_embedder(
-    bundle: Bundle, backend: Backend, precision: Precision, threads: int | None, cache_dir: Path | None
-) -> TextEmbedder:
-    """Embeds class names with the bundle's text encoder."""
-    prompting, graphs = bundle.manifest.prompting, graph_precision(precision)
+def text_embedder(bundle: Bundle, backend: Backend, threads: int | None, cache_dir: Path | None) -> TextEmbedder:
+    """Embeds class names with the bundle's text encoder, in fp32 whatever the other stages run in.
+
+    Every pixel is compared with these vectors and they are made once: exactness is free, and one cache serves all.
+    """
+    prompting = bundle.manifest.prompting
 
     def encode(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         # Opened for new names only and closed again: it is the largest stage and seldom needed.
-        return open_engine(backend, bundle.onnx(TEXT_STAGE, graphs), precision, threads)({"token_ids": ids})["text"]
+        return open_engine(backend, bundle.onnx(TEXT_STAGE, "fp32"), "fp32", threads)({"token_ids": ids})["text"]
 
     return TextEmbedder(
         Tokenizer.from_file(bundle.tokenizer(), prompting.context_length),
         encode,
         prompt_template=prompting.template,
         first_synonym=prompting.first_synonym,
-        cache_key=f"{text_fingerprint(bundle, graphs)}-{backend}-{precision}",
+        cache_key=text_fingerprint(bundle),
         cache_dir=cache_dir,
         batch=64,
     )
 
 
-def text_fingerprint(bundle: Bundle, graphs: str) -> str:
+def text_fingerprint(bundle: Bundle) -> str:
     """Changes whenever an embedding could: hash of the text encoder's graph, its weights and the tokenizer."""
-    graph = bundle.stage(TEXT_STAGE).onnx[graphs]
+    graph = bundle.stage(TEXT_STAGE).onnx["fp32"]
     weights = [f"{graph}.data"] if f"{graph}.data" in bundle.manifest.files else []
     return bundle.fingerprint(graph, *weights, TOKENIZER)

@@ -21,7 +21,7 @@ class Engine(Protocol):
         ...
 
     def __call__(self, inputs: Tensors) -> dict[str, Array]:
-        """Named, C-contiguous arrays in; named arrays out."""
+        """Named arrays in; named, C-contiguous arrays out that later calls leave alone."""
         ...
 
 

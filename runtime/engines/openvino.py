@@ -41,5 +41,5 @@ class OpenVinoEngine:
 
     def __call__(self, inputs: Tensors) -> dict[str, Array]:
         results = self._request.infer(contiguous(inputs), share_inputs=True)
-        # A port may carry inner names beside the graph's. Copied: the next call reuses the output buffers.
-        return {name: value.copy() for port, value in results.items() for name in port.get_names()}
+        # A port may carry inner names beside the graph's.
+        return {name: value for port, value in results.items() for name in port.get_names()}
