@@ -49,6 +49,7 @@ class Segmenter:
         self._text: npt.NDArray[np.float32] | None = None
         self._lock = threading.RLock()
         self._worker: ThreadPoolExecutor | None = None
+        self._accepts = True
         self._closed = False
 
     @classmethod
@@ -167,7 +168,8 @@ class Segmenter:
     def submit(self, image: Any, *, color: str | None = None, scores: bool = True) -> Future[Segmentation]:
         """Queues one image and returns at once. Results come in the order of submission."""
         with self._lock:
-            self._check_open()
+            if not self._accepts:
+                raise closed_error()
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=WORKER)
             return self._worker.submit(self.__call__, image, color=color, scores=scores)
@@ -192,12 +194,13 @@ class Segmenter:
     def close(self) -> None:
         """Waits for queued images and frees the engines. Later calls raise EngineError."""
         with self._lock:
-            self._closed = True
+            self._accepts = False
             worker, self._worker = self._worker, None
         if worker is not None:
             # Called back from a queued image, there is no waiting for that image.
             worker.shutdown(wait=not threading.current_thread().name.startswith(WORKER))
         with self._lock:
+            self._closed = True
             self._pipeline.engines = {}
 
     def __enter__(self) -> Segmenter:
@@ -210,7 +213,11 @@ class Segmenter:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise EngineError("this Segmenter is closed; load the bundle again")
+            raise closed_error()
+
+
+def closed_error() -> EngineError:
+    return EngineError("this Segmenter is closed; load the bundle again")
 
 
 def check_color(color: str) -> str:

@@ -23,46 +23,8 @@ from runtime.errors import InputError, ParityError
 from runtime.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    "geometry.image_size=96",
-    "geometry.crop_size=64",
-    "geometry.stride=32",
-    "refinement.window_size=3",
-    "backbone.depth=1",
-    "text.num_layers=1",
-    "sam.depth=2",
-    "sam.global_attn_indexes=[1]",
-    "sam.taps=[0,1]",
-    "sam.pretrained_size=96",
-]
 COMMAND = [sys.executable, "benchmarks/latency.py"]
 QUICK = ["--no-torch", "--classes", "2", "--threads", "1", "--warmup", "0", "--frames", "1"]
-
-
-@pytest.fixture(scope="session")
-def bench_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, fp32 and fp16 graphs, 96 px."""
-    pytest.importorskip("torch")
-    from export.builder import Request, build_bundle
-    from export.presets import model_config
-    from export.random_weights import RandomWeights
-
-    root = tmp_path_factory.mktemp("bundles") / "small"
-    (root / "onnx").mkdir(parents=True)
-    request = Request(
-        config=model_config("tiny", SMALL),
-        weights=RandomWeights(),
-        weights_dir=None,
-        refinement=True,
-        graphs=("fp32", "fp16"),
-        runs=(("onnxruntime", "fp32"),),
-        photo=np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8),
-        classes=("wall", "floor"),
-        vocabularies=(),
-        announce=lambda text: None,
-    )
-    build_bundle(request, root)
-    return root
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -79,14 +41,14 @@ def error_line(done: subprocess.CompletedProcess[str], code: int) -> str:
 
 
 @pytest.fixture(scope="session")
-def fp32_run(bench_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def fp32_run(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The results folder and what was printed."""
     out = tmp_path_factory.mktemp("results")
     photo = out / "private" / "photo.png"
     photo.parent.mkdir()
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 90, 3), np.uint8)).save(photo)
     done = run(
-        *("--bundle", bench_bundle, "--photo", photo, "--classes", "wall, floor, red mug"),
+        *("--bundle", small_bundle, "--photo", photo, "--classes", "wall, floor, red mug"),
         *("--frames", "4", "--warmup", "1", "--threads", "1", f"--out={out}"),
     )
     assert done.returncode == 0, done.stderr
@@ -183,14 +145,14 @@ def test_table_and_sentences(fp32_run: tuple[Path, str]) -> None:
     assert "weights are random" in printed
 
 
-def test_result_file_follows_the_schema(fp32_run: tuple[Path, str], bench_bundle: Path) -> None:
+def test_result_file_follows_the_schema(fp32_run: tuple[Path, str], small_bundle: Path) -> None:
     written = record.Record.model_validate_json(fp32_run[0].read_text())
     assert fp32_run[0].stem == "tiny-onnxruntime-fp32"
     assert (written.threads, written.workload.classes, written.workload.photo_size) == (1, 3, (60, 90))
     assert written.workload.photo == "photo.png"
     assert written.bundle.random_weights
     assert written.bundle.manifest_sha256 == importlib.import_module("runtime.bundle").sha256(
-        bench_bundle / "manifest.json"
+        small_bundle / "manifest.json"
     )
     assert written.agreement > 0.99
     assert [one.contestant for one in written.alone] == ["engine", "torch"]
@@ -209,10 +171,10 @@ def test_ratios_come_from_interleaved_frames(fp32_run: tuple[Path, str]) -> None
     assert written.warm["engine"] == measure.spreads(written.frames, "engine")
 
 
-def test_result_file_names_no_folder_and_no_user(fp32_run: tuple[Path, str], bench_bundle: Path) -> None:
+def test_result_file_names_no_folder_and_no_user(fp32_run: tuple[Path, str], small_bundle: Path) -> None:
     text = fp32_run[0].read_text()
     json.loads(text)
-    for secret in (str(bench_bundle.parent), str(ROOT), str(Path.home()), "private", "/tmp"):
+    for secret in (str(small_bundle.parent), str(ROOT), str(Path.home()), "private", "/tmp"):
         assert secret not in text
     if len(getpass.getuser()) > 4:  # "root" is a word
         assert getpass.getuser() not in text
@@ -225,8 +187,8 @@ def test_picture_is_written_beside_the_result(fp32_run: tuple[Path, str]) -> Non
     assert not list(fp32_run[0].parent.glob(".*")), "a temporary file was left"
 
 
-def test_fp16_says_what_this_cpu_does(bench_bundle: Path, tmp_path: Path) -> None:
-    done = run("--bundle", bench_bundle, "--engine", "fp16", *QUICK, "--out", tmp_path)
+def test_fp16_says_what_this_cpu_does(small_bundle: Path, tmp_path: Path) -> None:
+    done = run("--bundle", small_bundle, "--engine", "fp16", *QUICK, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "fp16 storage, fp32 arithmetic" in done.stderr
     assert "This CPU runs the fp16 graph with casts" in done.stderr
@@ -276,13 +238,13 @@ def test_missing_bundle(tmp_path: Path) -> None:
         (["--weights", "."], "built with random weights"),
     ],
 )
-def test_unusable_options(bench_bundle: Path, tmp_path: Path, option: list[str], message: str) -> None:
-    assert message in error_line(run("--bundle", bench_bundle, "--out", tmp_path, *option), 2)
+def test_unusable_options(small_bundle: Path, tmp_path: Path, option: list[str], message: str) -> None:
+    assert message in error_line(run("--bundle", small_bundle, "--out", tmp_path, *option), 2)
     assert not list(tmp_path.iterdir())
 
 
-def test_altered_bundle_is_reported_by_its_own_process(bench_bundle: Path, tmp_path: Path) -> None:
-    altered = shutil.copytree(bench_bundle, tmp_path / "altered")
+def test_altered_bundle_is_reported_by_its_own_process(small_bundle: Path, tmp_path: Path) -> None:
+    altered = shutil.copytree(small_bundle, tmp_path / "altered")
     graph = next((altered / "onnx").glob("backbone.fp32.onnx"))
     content = bytearray(graph.read_bytes())
     content[-1] ^= 1
@@ -302,15 +264,15 @@ def test_other_weights_than_the_bundle_was_built_from(tmp_path: Path) -> None:
         contestants.torch_weights(manifest, tmp_path)
 
 
-def test_output_folder_that_cannot_be_written(bench_bundle: Path, tmp_path: Path) -> None:
+def test_output_folder_that_cannot_be_written(small_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = run("--bundle", bench_bundle, "--out", tmp_path / "file" / "results")
+    done = run("--bundle", small_bundle, "--out", tmp_path / "file" / "results")
     assert "cannot write results" in error_line(done, 1)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_interrupt_leaves_nothing(bench_bundle: Path, tmp_path: Path) -> None:
-    command = [*COMMAND, *QUICK, "--bundle", str(bench_bundle), "--frames", "100000", "--out", str(tmp_path)]
+def test_interrupt_leaves_nothing(small_bundle: Path, tmp_path: Path) -> None:
+    command = [*COMMAND, *QUICK, "--bundle", str(small_bundle), "--frames", "100000", "--out", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         while "in turn" not in process.stderr.readline():
@@ -319,5 +281,5 @@ def test_interrupt_leaves_nothing(bench_bundle: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         printed = process.stderr.read()
     assert process.returncode == 130
-    assert printed.strip() == "interrupted; nothing was written"
+    assert printed.strip() == "interrupted; nothing unfinished is left"
     assert not list(tmp_path.iterdir())

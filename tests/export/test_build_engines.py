@@ -123,7 +123,10 @@ def failed(result: Result, code: int, words: str) -> None:
 
 def test_missing_weights(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for folder, words in (("nowhere", "no such folder"), ("empty", "no dinov3_tiny_pretrain_*.pth or .safetensors")):
+    for folder, words in (
+        ("nowhere", "no such folder"),
+        ("empty", "no dinov3_tiny_pretrain_lvd1689m*.pth or .safetensors"),
+    ):
         failed(build("--weights", tmp_path / folder, "--out", tmp_path / "b"), 1, words)
     assert left_in(tmp_path) == ["empty"]
 

@@ -152,11 +152,11 @@ def test_a_missing_folder(tmp_path: Path) -> None:
 
 
 def test_two_files_that_match(folder: Path, states: States) -> None:
-    write(folder / "dinov3_tiny_pretrain_sat493m-eadcf0ff.pth", states["backbone"])
+    write(folder / "dinov3_tiny_pretrain_lvd1689m-eadcf0ff.pth", states["backbone"])
     error = problem(folder)
-    assert "2 files match dinov3_tiny_pretrain_*" in error
+    assert "2 files match dinov3_tiny_pretrain_lvd1689m*" in error
     assert FILES["backbone"] in error
-    assert "sat493m-eadcf0ff.pth" in error
+    assert "lvd1689m-eadcf0ff.pth" in error
     assert "keep one" in error
 
 
@@ -387,3 +387,8 @@ def test_sam_tables_of_another_size_are_resized(folder: Path) -> None:
     weights = CheckpointFolder(folder, config)
     module = stages.sam_encoder(config).build(weights)
     assert module.image_encoder.pos_embed.shape == (1, 6, 6, 128)
+
+
+def test_satellite_weights_are_not_taken_for_the_ones_dinotxt_was_trained_on(folder: Path) -> None:
+    (folder / FILES["backbone"]).rename(folder / "dinov3_tiny_pretrain_sat493m-eadcf0ff.pth")
+    assert "no dinov3_tiny_pretrain_lvd1689m*" in problem(folder)
