@@ -23,7 +23,7 @@ from export import onnx_graphs, parity, precision
 from export.onnx_graphs import Graph
 from export.presets import ModelConfig
 from export.stages import Stage, Weights, build_backbone, stage_table
-from export.tokenizer import find_bpe_vocabulary, write_clip_tokenizer
+from export.tokenizer import write_tokenizer
 from export.torch_engine import TorchEngine
 from runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
 from runtime.engines import Backend, graph_precision, open_engine
@@ -82,7 +82,7 @@ def build_bundle(request: Request, root: Path) -> Build:
     Raises:
         WeightsError, ExportError, ParityError: as their names say; nothing in `root` is then of use.
     """
-    write_clip_tokenizer(find_bpe_vocabulary(request.weights_dir), root / TOKENIZER)
+    write_tokenizer(request.weights_dir, root / TOKENIZER)
     spec = pipeline_spec(request)
     builder = _Builder(request, root)
     table = {stage.name: stage for stage in stage_table(request.config, request.refinement)}

@@ -84,7 +84,7 @@ class OfficialFile:
 def official_files(config: ModelConfig) -> dict[str, OfficialFile]:
     arch = config.backbone.arch
     return {
-        "backbone": OfficialFile((f"dinov3_{arch}_pretrain_lvd1689m*",)),
+        "backbone": OfficialFile((f"dinov3_{arch}_pretrain_lvd1689m*", f"dinov3_{arch}_pretrain_tabletop*")),
         "dinotxt": OfficialFile((f"dinov3_{arch}_dinotxt_vision_head_and_text_encoder*",), ("logit_scale",)),
         "anyup": OfficialFile(("anyup_multi_backbone*", "anyup_paper*", "anyup_*")),
         "sam": OfficialFile(

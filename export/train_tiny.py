@@ -1,6 +1,9 @@
 """Trains the `tiny` model that the project ships, on procedural table-top scenes.
 
-    python export/train_tiny.py align --work DIR     backbone and text, patch by patch
+    python export/train_tiny.py align --work DIR     backbone, vision head and text encoder, patch by patch
+    python export/train_tiny.py early --work DIR     AnyUp, on the aligned features
+    python export/train_tiny.py head  --work DIR     guidance encoder and refinement head
+    python export/train_tiny.py save  --work DIR --out WEIGHTS     files under their official names, fp16
 
 Every phase goes on where it was stopped; DIR lies outside the repository.
 """
@@ -8,6 +11,7 @@ Every phase goes on where it was stopped; DIR lies outside the repository.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,21 +20,31 @@ import torch
 import typer
 from torch import Tensor
 
+from benchmarks.scene_vocabulary import VOCABULARY
+from export.models.anyup import AnyUp
 from export.models.dinotxt import TextEncoder, VisionHead
+from export.models.sam import SamGuidance
 from export.presets import ModelConfig, model_config
-from export.stages import build_backbone
+from export.stages import build_aggregator, build_backbone
 from export.training.alignment import Alignment, AlignmentLoss, patch_accuracy
 from export.training.data import SceneSet, class_shares, normalise, scene_set
-from export.training.initial import start_patch_embedding, start_transformer
+from export.training.early import EarlyLoss, EarlyRefinement
+from export.training.features import refined_features
+from export.training.head import GuidedHead, HeadLoss, map_accuracy
+from export.training.initial import fix_relative_positions, start_patch_embedding, start_transformer
 from export.training.loop import Schedule, train
+from export.training.shipping import FreshWeights, save_weights
 from export.training.vocabulary import Words, taught_texts, words
 from export.training.word_tokenizer import write_word_tokenizer
 from runtime.text import Tokenizer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-CLASSES = 69
+CLASSES = len(VOCABULARY)
+PATCH = 16
 SEED = 2026
 TINY = ["prompting.context_length=16", "text.vocab_size=31", "anyup.qk_dim=16"]
+
+Work = Annotated[Path, typer.Option(help="Folder for scenes, checkpoints and curves.")]
 
 
 @app.callback()
@@ -60,39 +74,130 @@ def build_alignment(config: ModelConfig) -> Alignment:
     return model
 
 
+def build_early(config: ModelConfig, side: int) -> EarlyRefinement:
+    grid = side // PATCH
+    return EarlyRefinement(
+        AnyUp(image_size=side, feature_size=grid, output_size=grid, **config.anyup.model_dump()), grid
+    )
+
+
+def build_head(config: ModelConfig) -> GuidedHead:
+    guidance = SamGuidance(
+        image_size=config.sam_size,
+        grid=config.geometry.grid,
+        guidance_dims=config.refinement.decoder_guidance_dims,
+        **config.sam.model_dump(exclude={"arch", "input_size"}),
+    )
+    model = GuidedHead(guidance, build_aggregator(config, FreshWeights()))
+    generator = torch.Generator().manual_seed(SEED)
+    start_transformer(model.guidance.image_encoder, generator)
+    fix_relative_positions(model.guidance.image_encoder, generator)
+    return model
+
+
+def load_phase(model: torch.nn.Module, work: Path, name: str) -> None:
+    """The weights of a finished phase, frozen."""
+    model.load_state_dict(torch.load(work / f"{name}.pt", weights_only=True)["model"])
+    model.requires_grad_(False)
+    model.eval()
+
+
+def minutes() -> Callable[[], float]:
+    start = time.monotonic()
+    return lambda: (time.monotonic() - start) / 60
+
+
 @app.command()
-def align(
-    work: Annotated[Path, typer.Option(help="Folder for scenes, checkpoints and curves.")],
-    steps: int = 6000,
-    batch: int = 64,
-    count: int = 6000,
-    rate: float = 2e-3,
-    name: str = "align",
-) -> None:
+def align(work: Work, steps: int = 6000, batch: int = 96, count: int = 6000, rate: float = 2e-3) -> None:
     """Aligns patch features and class token with text."""
     torch.manual_seed(SEED)
     config, vocabulary = setting(work)
-    size = config.geometry.image_size
+    size, taken = config.geometry.image_size, minutes()
     training, validation = scenes(work, "train", count, size), scenes(work, "val", 60, size)
     model = build_alignment(config)
     start_patch_embedding(model.backbone.patch_embed.proj, training.crops(np.random.default_rng(SEED), 256, 96)[0])
     loss = AlignmentLoss(vocabulary)
-    checked = normalise(np.ascontiguousarray(validation.images))
-    shares = class_shares(torch.from_numpy(validation.labels.astype(np.int64)), CLASSES, 16)
-    start = time.monotonic()
+    images = normalise(validation.images)
+    shares = class_shares(torch.from_numpy(validation.labels.astype(np.int64)), CLASSES, PATCH)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((SEED, step))
         # One step in six sees whole neighbourhoods: large objects do not fit into the small crop.
         side, number = (192, batch // 4) if step % 6 == 5 else (96, batch)
-        images, labels = training.crops(rng, number, side)
-        return loss(model, images, class_shares(labels, CLASSES, 16))
+        crops, labels = training.crops(rng, number, side)
+        return loss(model, crops, class_shares(labels, CLASSES, PATCH))
 
     def evaluate() -> dict[str, float]:
-        return patch_accuracy(model, checked, shares, vocabulary) | {"minutes": (time.monotonic() - start) / 60}
+        return patch_accuracy(model, images, shares, vocabulary) | {"minutes": taken()}
 
     schedule = Schedule(steps, warmup=100, matrix_rate=rate, other_rate=rate)
-    train(name, model, schedule, step_loss, evaluate, work, lambda step, parts: None, evaluate_every=100)
+    train("align", model, schedule, step_loss, evaluate, work, evaluate_every=100)
+
+
+@app.command()
+def early(work: Work, steps: int = 400, batch: int = 8, count: int = 6000, rate: float = 2e-3) -> None:
+    """Teaches AnyUp to sharpen the aligned features, on crops: its weights fit any size."""
+    torch.manual_seed(SEED + 1)
+    config, vocabulary = setting(work)
+    side, taken = config.geometry.crop_size, minutes()
+    training = scenes(work, "train", count, config.geometry.image_size)
+    alignment, model = build_alignment(config), build_early(config, side)
+    load_phase(alignment, work, "align")
+    loss = EarlyLoss(alignment, vocabulary)
+
+    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        crops, labels = training.crops(np.random.default_rng((SEED + 1, step)), batch, side)
+        return loss(model, crops, class_shares(labels, CLASSES, PATCH))
+
+    schedule = Schedule(steps, warmup=20, matrix_rate=rate, other_rate=rate)
+    train("early", model, schedule, step_loss, lambda: {"minutes": taken()}, work, evaluate_every=50)
+
+
+@app.command()
+def head(
+    work: Work, steps: int = 3000, batch: int = 4, count: int = 2000, candidates: int = 16, rate: float = 2e-3
+) -> None:
+    """Trains guidance encoder and refinement head on features of the whole pipeline."""
+    torch.manual_seed(SEED + 2)
+    config, vocabulary = setting(work)
+    size, taken = config.geometry.image_size, minutes()
+    alignment, anyup = build_alignment(config), build_early(config, size)
+    load_phase(alignment, work, "align")
+    load_phase(anyup, work, "early")
+    training, validation = scenes(work, "train", count, size), scenes(work, "val", 60, size)
+    features = refined_features(alignment, anyup, training, config.geometry, work / f"features-train-{count}.npy")
+    checked = refined_features(alignment, anyup, validation, config.geometry, work / "features-val-60.npy")
+    with torch.inference_mode():
+        text = alignment.text_encoder(vocabulary.all_ids).clone()
+    model, loss = build_head(config), HeadLoss(vocabulary, text)
+
+    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng((SEED + 2, step))
+        chosen = np.sort(rng.choice(count, batch, replace=False))
+        labels = torch.from_numpy(training.labels[chosen].astype(np.int64))
+        classes = torch.stack([loss.candidates(label, rng, candidates) for label in labels])
+        images = normalise(training.images[chosen])
+        return loss(model, images, torch.from_numpy(features[chosen].astype(np.float32)), labels, classes)
+
+    def evaluate() -> dict[str, float]:
+        return map_accuracy(model, validation, checked, text, vocabulary) | {"minutes": taken()}
+
+    schedule = Schedule(steps, warmup=50, matrix_rate=rate, other_rate=rate)
+    train("head", model, schedule, step_loss, evaluate, work, evaluate_every=250)
+
+
+@app.command()
+def save(work: Work, out: Annotated[Path, typer.Option(help="Folder for the weight files.")]) -> None:
+    """Writes what has been trained so far as fp16 safetensors under the official names."""
+    config, _ = setting(work)
+    modules = {"align": build_alignment(config), "early": build_early(config, config.geometry.image_size)}
+    modules["head"] = build_head(config)
+    for name in list(modules):
+        if not (work / f"{name}.pt").exists():
+            del modules[name]
+            continue
+        load_phase(modules[name], work, name)
+    save_weights(modules, work / "tokenizer.json", out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from runtime.rope import rope_tables
 CLASS_CHUNK = 32  # classes decoded at once: about 20 MB of activations each at 160x160
 
 FloatArray = npt.NDArray[np.float32]
+Views = Literal["both", "crops", "full"]
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,16 @@ class Pipeline:
     Args:
         spec: Geometry and the choices that the order depends on.
         engines: One for each stage of `export.stages.stage_table`, but the text encoder.
+        views: What the backbone looks at: the crops and the whole image, merged (local-global aggregation, the
+            model as published), or one of them alone, which is for measurements.
 
     Source: MODEL_SPEC sections 0, (f) and (g); golden/README "Order of operations".
     """
 
-    def __init__(self, spec: PipelineSpec, engines: Mapping[str, Engine]) -> None:
+    def __init__(self, spec: PipelineSpec, engines: Mapping[str, Engine], *, views: Views = "both") -> None:
         self.spec = spec
         self.engines = engines
+        self.views = views
         geometry = spec.geometry
         self._crop_tables = self._tables(geometry.crop_grid)
         self._full_tables = self._tables(geometry.grid)
@@ -59,8 +64,9 @@ class Pipeline:
         timer = StageTimer()
         geometry = self.spec.geometry
         with timer("preprocess"):
+            crop = None if self.views == "full" else geometry.crop_size
             image, crops = kernels.preprocess(
-                photo, size=geometry.image_size, crop=geometry.crop_size, stride=geometry.stride, color=color
+                photo, size=geometry.image_size, crop=crop, stride=geometry.stride, color=color
             )
         features = self._features(image, crops, timer)
         with timer("correlation"):
@@ -98,19 +104,24 @@ class Pipeline:
         with timer("decoder"):
             return self._decode(refined["class_features"], guidance)
 
-    def _features(self, image: FloatArray, crops: FloatArray, timer: StageTimer) -> FloatArray:
+    def _features(self, image: FloatArray, crops: FloatArray | None, timer: StageTimer) -> FloatArray:
         """Refined patch features of the whole image, (G*G, C)."""
-        early, stride = self.spec.early_refinement, self.spec.geometry.token_stride
-        with timer("backbone crops"):
-            local = self._run("backbone", image=crops, **self._crop_tables)["features"]
-        with timer("backbone full"):
-            whole = self._run("backbone", image=image, **self._full_tables)["features"]
+        early, local, whole = self.spec.early_refinement, None, None
+        if crops is not None:
+            with timer("backbone crops"):
+                local = self._run("backbone", image=crops, **self._crop_tables)["features"]
+        if self.views != "crops":
+            with timer("backbone full"):
+                whole = self._run("backbone", image=image, **self._full_tables)["features"]
         if early == "before_merge":
             with timer("anyup"):
-                local = self._run("anyup_crop", image=crops, features=local)["refined"]
-                whole = self._run("anyup", image=image, features=whole)["refined"]
+                if crops is not None and local is not None:
+                    local = self._run("anyup_crop", image=crops, features=local)["refined"]
+                if whole is not None:
+                    whole = self._run("anyup", image=image, features=whole)["refined"]
         with timer("lga_merge"):
-            merged: FloatArray = kernels.lga_merge(local, whole[0], stride=stride)
+            stride = self.spec.geometry.token_stride
+            merged: FloatArray = kernels.lga_merge(local, None if whole is None else whole[0], stride=stride)
         if early == "after_merge":
             with timer("anyup"):
                 merged = self._run("anyup", image=image, features=merged[None])["refined"][0]

@@ -56,7 +56,8 @@ class AlignmentLoss:
         """shares (B, N, 69): how much of every patch belongs to every class. Unseen pairs never occur in training."""
         words = self.words
         shares = shares[..., words.train]
-        global_text, local_text = model.text_encoder(words.ids).unbind(dim=1)
+        text = model.text_encoder(words.ids)
+        global_text, local_text = text.unbind(dim=1)
         cls, patches = model.features(images)
         logits = patches @ local_text.T * model.logit_scale.exp()
         names, shapes, looks = logits.split([words.names, words.shapes, words.looks], dim=-1)
@@ -66,16 +67,27 @@ class AlignmentLoss:
             "name": weighted_cross_entropy(names, shares, weights),
             "shape": weighted_cross_entropy(shapes, shares @ words.shape_of, objects),
             "look": weighted_cross_entropy(looks, shares @ words.look_of, objects),
+            "composition": composition_loss(text[words.surfaces : words.names], words.not_additive),
             "presence": presence_loss(model, cls @ global_text[: words.names].T, shares),
         }
-        total = losses["name"] + 0.5 * losses["shape"] + 0.3 * losses["look"] + 0.2 * losses["presence"]
-        return total, {name: loss.item() for name, loss in losses.items()}
+        total = losses["name"] + 0.5 * losses["shape"] + 0.3 * losses["look"]
+        total = total + 0.2 * losses["presence"] + losses["composition"]
+        return total, {f"loss {name}": loss.item() for name, loss in losses.items()}
 
 
 def weighted_cross_entropy(logits: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
     """Targets need not sum to one: a patch counts by its weight and by what it shows of the classes asked for."""
     losses = -(shares * logits.log_softmax(dim=-1)).sum(dim=-1)
     return (losses * weights).sum() / (shares.sum(dim=-1) * weights).sum().clamp(min=1e-6)
+
+
+def composition_loss(pairs: Tensor, not_additive: Tensor) -> Tensor:
+    """How far the embeddings (pairs, 2, D) are from a sum of an appearance's and a shape's vector.
+
+    Unseen pairs are named right only if a name means what its words mean; the pairs of training alone could as well
+    be learnt by heart.
+    """
+    return (not_additive @ pairs.flatten(1)).square().sum(dim=-1).mean()
 
 
 def presence_loss(model: Alignment, cosines: Tensor, shares: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class SceneSet:
 
 def normalise(images: Pixels) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 as the `preprocess` kernel does it."""
-    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
+    return (torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
 
 
 def class_shares(labels: Tensor, classes: int, cell: int) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.models.refinement import Aggregator, correlation
 from export.models.sam import SamGuidance
+from export.training.data import SceneSet, normalise
 from export.training.vocabulary import Words
 
 
@@ -67,3 +69,27 @@ def class_maps(labels: Tensor, classes: Tensor, cell: int) -> Tensor:
     """(B, S, S) labels -> (B, K, S/cell, S/cell) share of every candidate in each cell."""
     maps = (labels[:, None] == classes[..., None, None]).float()
     return F.avg_pool2d(maps, cell)
+
+
+@torch.inference_mode()
+def map_accuracy(
+    model: GuidedHead, scenes: SceneSet, features: npt.NDArray[np.float16], text: Tensor, words: Words
+) -> dict[str, float]:
+    """Mean IoU in percent at a quarter of the image's size, the whole vocabulary as candidates."""
+    classes = len(text)
+    confusion = np.zeros((classes, classes), np.int64)
+    for image, label, feature in zip(scenes.images, scenes.labels, features, strict=True):
+        found = model(normalise(image[None]), torch.from_numpy(feature[None].astype(np.float32)), text[None])[0]
+        cell = label.shape[0] // found.shape[-1]
+        truth = label[cell // 2 :: cell, cell // 2 :: cell]
+        pairs = truth.astype(np.int64) * classes + found.argmax(dim=0).numpy()
+        confusion += np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
+    union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+    iou = 100 * confusion.diagonal() / np.maximum(union, 1)
+    unseen, there = words.unseen.numpy(), confusion.sum(1) > 0
+    objects = np.arange(classes) >= words.surfaces
+    return {
+        "surfaces": float(iou[there & ~objects].mean()),
+        "seen": float(iou[there & objects & ~unseen].mean()),
+        "unseen": float(iou[there & unseen].mean()),
+    }

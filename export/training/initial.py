@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from export.models.sam import relative_table
+
 
 @torch.no_grad()
 def start_patch_embedding(projection: nn.Conv2d, images: Tensor) -> None:
@@ -45,3 +47,17 @@ def start_transformer(module: nn.Module, generator: torch.Generator) -> None:
             parameter.normal_(0, 0.02, generator=generator)
         elif name.endswith("bias"):
             parameter.zero_()
+
+
+@torch.no_grad()
+def fix_relative_positions(encoder: nn.Module, generator: torch.Generator) -> None:
+    """Draws SAM's relative positions once and keeps them.
+
+    They are stored expanded, one entry for each pair of rows: trained so, they would no longer be the official
+    tables, which know distances only. The absolute positions learn what is needed.
+    """
+    for name, table in encoder.named_parameters():
+        if name.endswith((".rel_pos_h", ".rel_pos_w")):
+            size, head_dim, _ = table.shape
+            table.copy_(relative_table(0.02 * torch.randn(2 * size - 1, head_dim, generator=generator), size))
+            table.requires_grad_(False)

@@ -57,7 +57,6 @@ def train(
     loss: Callable[[int], tuple[Tensor, dict[str, float]]],
     evaluate: Callable[[], dict[str, float]],
     work: Path,
-    report: Callable[[int, dict[str, float]], None],
     evaluate_every: int,
 ) -> None:
     """Trains the parameters of `model` that require gradients; `loss(step)` must depend on the step alone.
@@ -82,7 +81,6 @@ def train(
         for stepper in steppers:
             stepper.step()
         mean = {key: 0.98 * mean.get(key, value) + 0.02 * value for key, value in parts.items()}
-        report(step + 1, mean)
         if (step + 1) % evaluate_every == 0 or step + 1 == schedule.steps:
             model.eval()
             row = {"step": step + 1, **mean, **evaluate()}

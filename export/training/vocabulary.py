@@ -24,6 +24,7 @@ class Words:
         ids: (K + shapes + appearances, L) prompts of the training classes and of their parts.
         all_ids: (69, L) prompts of the whole vocabulary.
         shape_of, look_of: (K, shapes) and (K, appearances), 1 where a class has that part.
+        not_additive: (pairs, pairs) projection onto what no sum of an appearance and a shape explains.
         unseen: (69,) True for the pairs kept out of training.
     """
 
@@ -32,6 +33,7 @@ class Words:
     all_ids: Tensor
     shape_of: Tensor
     look_of: Tensor
+    not_additive: Tensor
     unseen: Tensor
     surfaces: int = len(SURFACES)
     shapes: int = len(SHAPES)
@@ -57,12 +59,15 @@ def words(tokenizer: Tokenizer, prompting: Prompting) -> Words:
     names = [VOCABULARY[i] for i in train]
     shape_of = np.array([[name.endswith(f" {shape}") for shape in SHAPES] for name in names], dtype=np.float32)
     look_of = np.array([[name.startswith(f"{look} ") for look in APPEARANCES] for name in names], dtype=np.float32)
+    parts = np.concatenate([look_of, shape_of], axis=1)[len(SURFACES) :].astype(np.float64)
+    not_additive = np.eye(len(parts)) - parts @ np.linalg.pinv(parts)
     return Words(
         train=torch.tensor(train),
         ids=ids([*names, *PARTS]),
         all_ids=ids(list(VOCABULARY)),
         shape_of=torch.from_numpy(shape_of),
         look_of=torch.from_numpy(look_of),
+        not_additive=torch.from_numpy(not_additive.astype(np.float32)),
         unseen=torch.tensor([name in UNSEEN for name in VOCABULARY]),
     )
 

@@ -1,0 +1,42 @@
+"""What the refinement head will see: features of the whole pipeline up to AnyUp, made once for every scene."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import kernels
+from export.training.alignment import Alignment
+from export.training.data import SceneSet
+from export.training.early import EarlyRefinement
+from runtime.geometry import Geometry
+
+
+@torch.inference_mode()
+def refined_features(
+    alignment: Alignment, early: EarlyRefinement, scenes: SceneSet, geometry: Geometry, file: Path
+) -> npt.NDArray[np.float16]:
+    """(N, G*G, C), kept in `file`: crops and whole image, merged as the product merges them, refined by AnyUp."""
+    if file.exists():
+        return load(file)
+    rows = []
+    for photo in scenes.images:
+        image, crops = kernels.preprocess(
+            photo, size=geometry.image_size, crop=geometry.crop_size, stride=geometry.stride
+        )
+        local = alignment.raw_patches(torch.from_numpy(crops)).contiguous().numpy()
+        whole = alignment.raw_patches(torch.from_numpy(image)).contiguous().numpy()
+        merged = kernels.lga_merge(local, whole[0], stride=geometry.token_stride)
+        rows.append(early(torch.from_numpy(image), torch.from_numpy(merged)[None])[0].half().numpy())
+    unfinished = file.with_suffix(".part.npy")
+    np.save(unfinished, np.stack(rows))
+    unfinished.replace(file)
+    return load(file)
+
+
+def load(file: Path) -> npt.NDArray[np.float16]:
+    features: npt.NDArray[np.float16] = np.load(file, mmap_mode="r")
+    return features
