@@ -110,7 +110,7 @@ def test_golden(path: Path) -> None:
         pytest.param(96, TINY | {"window_size": 4}, id="tiny"),
         pytest.param(64, TINY | {"window_size": 7}, id="window-larger-than-grid"),
         pytest.param(256, VIT_H, id="head-dim-80"),
-        pytest.param(1024, VIT_B, id="vit_b-1024", marks=pytest.mark.slow),
+        pytest.param(1024, VIT_B, id="vit_b-1024"),
     ],
 )
 @torch.inference_mode()
