@@ -47,7 +47,8 @@ class Alignment(nn.Module):
 class AlignmentLoss:
     """Soft cross-entropy of patches with class names, with shapes alone and with appearances alone.
 
-    The last two teach the text encoder that names are composed, which is what unseen pairs rest on.
+    The last two teach the text encoder that names are composed, which is what unseen pairs rest on. There a green
+    object does not count against "cube" while green cubes are unseen: it would learn that green things are no cubes.
     """
 
     words: Words
@@ -63,10 +64,11 @@ class AlignmentLoss:
         names, shapes, looks = logits.split([words.names, words.shapes, words.looks], dim=-1)
         objects = shares[..., words.surfaces :].sum(dim=-1)
         weights = 1 + (OBJECT_WEIGHT - 1) * objects
+        shape_shares, look_shares = shares @ words.shape_of, shares @ words.look_of
         losses = {
             "name": weighted_cross_entropy(names, shares, weights),
-            "shape": weighted_cross_entropy(shapes, shares @ words.shape_of, objects),
-            "look": weighted_cross_entropy(looks, shares @ words.look_of, objects),
+            "shape": weighted_cross_entropy(shapes + words.excused(look_shares), shape_shares, objects),
+            "look": weighted_cross_entropy(looks + words.excused(shape_shares), look_shares, objects),
             "composition": composition_loss(text[words.surfaces : words.names], words.not_additive),
             "presence": presence_loss(model, cls @ global_text[: words.names].T, shares),
         }

@@ -25,6 +25,7 @@ class Words:
         all_ids: (69, L) prompts of the whole vocabulary.
         shape_of, look_of: (K, shapes) and (K, appearances), 1 where a class has that part.
         not_additive: (pairs, pairs) projection onto what no sum of an appearance and a shape explains.
+        seen_pairs: (looks, shapes) 1 where a pair occurs in training.
         unseen: (69,) True for the pairs kept out of training.
     """
 
@@ -34,6 +35,7 @@ class Words:
     shape_of: Tensor
     look_of: Tensor
     not_additive: Tensor
+    seen_pairs: Tensor
     unseen: Tensor
     surfaces: int = len(SURFACES)
     shapes: int = len(SHAPES)
@@ -42,6 +44,14 @@ class Words:
     @property
     def names(self) -> int:
         return len(self.train)
+
+    def excused(self, shares: Tensor) -> Tensor:
+        """Shares (..., looks) of a patch -> -1e4 for the shapes that its appearance is never seen with, else 0.
+
+        Given (..., shapes), the same for appearances.
+        """
+        pairs = self.seen_pairs if shares.shape[-1] == self.looks else self.seen_pairs.T
+        return (pairs[shares.argmax(dim=-1)] - 1) * 1e4
 
     def attributes(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """VOCABULARY indices -> appearance and shape, -1 for surfaces."""
@@ -67,6 +77,7 @@ def words(tokenizer: Tokenizer, prompting: Prompting) -> Words:
         all_ids=ids(list(VOCABULARY)),
         shape_of=torch.from_numpy(shape_of),
         look_of=torch.from_numpy(look_of),
+        seen_pairs=torch.from_numpy(look_of.T @ shape_of),
         not_additive=torch.from_numpy(not_additive.astype(np.float32)),
         unseen=torch.tensor([name in UNSEEN for name in VOCABULARY]),
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.scene_vocabulary import UNSEEN, VOCABULARY
+from benchmarks.scene_vocabulary import APPEARANCES, SHAPES, UNSEEN, VOCABULARY
 from export.checkpoints import CheckpointFolder
 from export.stages import stage_table
 from export.train_tiny import build_alignment, build_early, build_head, setting
@@ -51,6 +51,15 @@ def test_composition_is_free_of_cost_for_sums_only(tmp_path: Path) -> None:
     sums = looks[look] + shapes[shape]
     assert composition_loss(sums, words.not_additive) < 1e-8
     assert composition_loss(sums + torch.randn(sums.shape, generator=generator), words.not_additive) > 1
+
+
+def test_unseen_pairs_are_no_evidence_against_their_parts(tmp_path: Path) -> None:
+    _, words = setting(tmp_path)
+    red = torch.eye(words.looks)[APPEARANCES.index("red")]
+    assert [shape for shape, value in zip(SHAPES, words.excused(red), strict=True) if value] == ["ring"]
+    cube = torch.eye(words.shapes)[SHAPES.index("cube")]
+    looks = [look for look, value in zip(APPEARANCES, words.excused(cube), strict=True) if value]
+    assert {f"{look} cube" for look in looks} == {name for name in UNSEEN if name.endswith(" cube")}
 
 
 def test_class_shares_count_pixels() -> None:
