@@ -67,8 +67,8 @@ class AlignmentLoss:
         shape_shares, look_shares = shares @ words.shape_of, shares @ words.look_of
         losses = {
             "name": weighted_cross_entropy(names, shares, weights),
-            "shape": weighted_cross_entropy(shapes + words.excused(look_shares), shape_shares, objects),
-            "look": weighted_cross_entropy(looks + words.excused(shape_shares), look_shares, objects),
+            "shape": weighted_cross_entropy(shapes + words.excused(look_shares, shape_shares), shape_shares, objects),
+            "look": weighted_cross_entropy(looks + words.excused(shape_shares, look_shares), look_shares, objects),
             "composition": composition_loss(text[words.surfaces : words.names], words.not_additive),
             "presence": presence_loss(model, cls @ global_text[: words.names].T, shares),
         }

@@ -45,13 +45,15 @@ class Words:
     def names(self) -> int:
         return len(self.train)
 
-    def excused(self, shares: Tensor) -> Tensor:
-        """Shares (..., looks) of a patch -> -1e4 for the shapes that its appearance is never seen with, else 0.
+    def excused(self, given: Tensor, asked: Tensor) -> Tensor:
+        """-1e4 for the shapes that a patch's main appearance is never seen with, else 0; or the other way round.
 
-        Given (..., shapes), the same for appearances.
+        Args:
+            given, asked: Shares (..., looks) and (..., shapes) of the patch, or the other way round. What a patch
+                does show, where it holds two objects, is never excused.
         """
-        pairs = self.seen_pairs if shares.shape[-1] == self.looks else self.seen_pairs.T
-        return (pairs[shares.argmax(dim=-1)] - 1) * 1e4
+        pairs = self.seen_pairs if given.shape[-1] == self.looks else self.seen_pairs.T
+        return (pairs[given.argmax(dim=-1)] - 1) * (asked == 0) * 1e4
 
     def attributes(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """VOCABULARY indices -> appearance and shape, -1 for surfaces."""
