@@ -30,7 +30,8 @@ def mean_of(values: Floats, members: Sequence[int] | None = None) -> float | Non
 
 def ratio(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> Floats:
     """part / whole, NaN where `whole` is 0."""
-    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+    shares: Floats = np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+    return shares
 
 
 class Confusion:
@@ -121,9 +122,11 @@ class Boundaries:
 def outline(mask: Mask, ignored: Mask) -> Mask:
     """The boundary pixels of `mask`."""
     inside = cv2.erode((mask | ignored).view(np.uint8), np.ones((3, 3), np.uint8))
-    return mask & (inside == 0)
+    edge: Mask = mask & (inside == 0)
+    return edge
 
 
 def widen(mask: Mask) -> Mask:
     side = 2 * BOUNDARY_REACH + 1
-    return cv2.dilate(mask.view(np.uint8), np.ones((side, side), np.uint8)) > 0
+    wide: Mask = cv2.dilate(mask.view(np.uint8), np.ones((side, side), np.uint8)) > 0
+    return wide

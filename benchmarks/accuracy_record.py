@@ -1,0 +1,139 @@
+"""The schema of an accuracy result, and the table that is printed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.datasets import Identity
+from benchmarks.machine import Machine, slug
+from benchmarks.record import BundleIdentity
+from runtime.geometry import Geometry
+from runtime.pipeline import Views
+
+METHOD = {
+    "miou": "mean of class IoUs from one confusion matrix over all pictures; classes absent from truth and prediction "
+    "are left out",
+    "small objects": "objects with a longer side under 16 px: IoU of their class within their box widened by 4 px, "
+    "pixels summed over the objects of a class, then averaged over classes; stray pixels elsewhere do not count",
+    "pixel_accuracy": "share of pixels with the right class, ignored ones left out",
+    "boundary_f": "F-score of boundary pixels with a partner within 2 px, by class, averaged over the classes present",
+    "agreement": "share of pixels labelled as by the reference with the same views",
+    "seconds": "median over frames of one call, contestants in turn; latency.py is the exact instrument",
+}
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Score(_Entry):
+    """One contestant; shares are 0 to 1, None where there was nothing to measure.
+
+    Attributes:
+        views: "both" is local-global aggregation; "crops" and "full" are its halves.
+        precision: By stage, read back from the engines.
+        agreement: None for the reference itself.
+    """
+
+    contestant: str
+    views: Views
+    precision: dict[str, str]
+    miou: dict[str, float | None]
+    pixel_accuracy: float | None
+    boundary_f: float | None
+    agreement: float | None
+    seconds: float
+    class_iou: dict[str, float | None]
+
+
+class AccuracyRecord(_Entry):
+    """One bundle on one set of pictures.
+
+    Attributes:
+        small_objects: How many there were; None where sizes of objects are not known.
+        without_torch: Why torch is not the reference; None if it is.
+    """
+
+    schema_version: int = 1
+    date: str
+    command: str
+    machine: Machine
+    versions: dict[str, str]
+    load_average: tuple[tuple[float, ...] | None, tuple[float, ...] | None]
+    threads: int
+    bundle: BundleIdentity
+    geometry: Geometry
+    refinement: bool
+    data: Identity
+    small_objects: int | None
+    method: dict[str, str] = METHOD
+    reference: str
+    without_torch: str | None
+    remarks: tuple[str, ...]
+    scores: tuple[Score, ...]
+
+    @property
+    def title(self) -> str:
+        geometry, data = self.geometry, self.data
+        per_axis = round(geometry.crops**0.5)
+        what = f"{data.name} {data.split}, seeds {data.seeds[0]} to {data.seeds[1]}" if data.seeds else data.name
+        return (
+            f"{self.bundle.name}: {geometry.image_size} px, {per_axis}x{per_axis} crops of {geometry.crop_size} px, "
+            f"{'with' if self.refinement else 'without'} refinement; {data.images} pictures of {what}, "
+            f"{data.classes} classes"
+        )
+
+
+def file_stem(bundle_folder: str, data: Identity) -> str:
+    """tiny-accuracy; other data than the test split is named."""
+    other = data.split if data.seeds else data.name
+    middle = [] if other == "test" and data.seeds else [slug(other or "data")]
+    return "-".join([slug(bundle_folder), *middle, "accuracy"])
+
+
+def caveats(scores: Sequence[Score], random_weights: bool) -> list[str]:
+    """Sentences that must stand beside the numbers."""
+    found = []
+    for one in {score.contestant: score for score in scores}.values():
+        asked = one.contestant.split()[-1]
+        if asked != "fp32" and asked not in one.precision.values():
+            really = ", ".join(dict.fromkeys(one.precision.values()))
+            found.append(f"{one.contestant}: this CPU computes in {really}; real {asked} may lose more.")
+    if random_weights:
+        found.append("The weights are random: scores mean nothing, only agreement does.")
+    return found
+
+
+def print_report(console: Console, record: AccuracyRecord) -> None:
+    console.print(score_table(record))
+    if record.small_objects is not None:
+        console.print(f"small objects (under 16 px): {record.small_objects}", highlight=False)
+    missing = f" (no torch: {record.without_torch})" if record.without_torch else ""
+    console.print(f"agreement is with {record.reference}{missing}", highlight=False, soft_wrap=True)
+    for remark in record.remarks:
+        console.print(f"note: {remark}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def score_table(record: AccuracyRecord) -> Table:
+    """Percent; a dash where there is nothing to measure."""
+    groups = list(record.scores[0].miou)
+    table = Table("contestant", "views", title=record.title)
+    table.columns[0].no_wrap = True
+    for group in groups:
+        table.add_column("mIoU" if group == "all" else group, justify="right")
+    for heading in ("pixels", "boundary F", "agreement", "s/frame"):
+        table.add_column(heading, justify="right")
+    for one in record.scores:
+        cells = [percent(one.miou[group]) for group in groups]
+        cells += [percent(one.pixel_accuracy), percent(one.boundary_f)]
+        agreement = "reference" if one.agreement is None else percent(one.agreement, 3)
+        table.add_row(one.contestant, one.views, *cells, agreement, f"{one.seconds:.3f}")
+    return table
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    return "-" if share is None else f"{100 * share:.{digits}f}"

@@ -1,0 +1,201 @@
+"""Every contestant segments every picture, in turn; the scores accumulate."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import track
+
+from benchmarks.accuracy_record import Score
+from benchmarks.contestants import Name, Task, TorchModules, open_embedder
+from benchmarks.datasets import Dataset, Sample
+from benchmarks.segmentation_metrics import Boundaries, Confusion, Floats, SmallObjects, mean_of
+from runtime.bundle import Bundle
+from runtime.cli import console
+from runtime.engines import Backend, graph_precision, open_engine
+from runtime.engines.base import Engine
+from runtime.images import Pixels
+from runtime.manifest import Precision
+from runtime.pipeline import Pipeline, Views
+from runtime.segmenter import TEXT_STAGE
+
+LabelMap = npt.NDArray[Any]
+TORCH = "torch"
+SHOWN = 4  # pictures on the sheet
+
+
+@dataclass
+class Contestant:
+    """One way to run the model, with the names already encoded."""
+
+    side: str  # "torch" or the backend
+    asked: Precision
+    pipeline: Pipeline
+    text: npt.NDArray[np.float32]
+
+    @property
+    def views(self) -> Views:
+        return self.pipeline.views
+
+    @property
+    def name(self) -> str:
+        return f"{self.side} {self.asked}"
+
+    @property
+    def title(self) -> str:
+        return self.name if self.views == "both" else f"{self.name}, {self.views} only"
+
+
+@dataclass
+class Example:
+    """One picture of the sheet, with the label maps of the first and the last contestant."""
+
+    name: str
+    image: Pixels
+    truth: npt.NDArray[np.uint16]
+    first: LabelMap
+    last: LabelMap
+
+
+@dataclass
+class Findings:
+    scores: list[Score]
+    confusion: npt.NDArray[np.int64]  # of the first contestant
+    examples: list[Example]
+    titles: tuple[str, str]  # of the first and the last contestant
+    small_objects: int
+
+
+@dataclass
+class Tally:
+    """What one contestant has collected so far."""
+
+    classes: int
+    confusion: Confusion = field(init=False)
+    small: SmallObjects = field(init=False)
+    boundaries: Boundaries = field(init=False)
+    seconds: list[float] = field(default_factory=list)
+    pixels: int = 0
+    agreed: int = 0
+
+    def __post_init__(self) -> None:
+        self.confusion = Confusion(self.classes)
+        self.small = SmallObjects(self.classes)
+        self.boundaries = Boundaries(self.classes)
+
+    def add(self, sample: Sample, labels: LabelMap, reference: LabelMap) -> None:
+        self.confusion.add(sample.truth, labels)
+        self.small.add(sample.truth, labels, sample.small)
+        self.boundaries.add(sample.truth, labels)
+        self.pixels += labels.size
+        self.agreed += int(np.count_nonzero(labels == reference))
+
+
+def open_contestants(
+    bundle: Path,
+    sides: Sequence[tuple[Backend, Precision]],
+    views: Sequence[Views],
+    with_torch: bool,
+    weights: Path | None,
+    threads: int,
+    classes: tuple[str, ...],
+) -> list[Contestant]:
+    """Torch first if at all, then the engines as asked for; each with all views.
+
+    All are in memory at once. Engines are shared between views, embeddings between precisions.
+
+    Raises:
+        BundleError, EngineError, InputError, WeightsError: as their names say.
+    """
+    opened, found = Bundle.open(bundle), []
+    spec = opened.manifest.pipeline
+    stages = [stage.name for stage in opened.manifest.stages if stage.name != TEXT_STAGE]
+    runs: list[tuple[str, Backend, Precision]] = [(TORCH, sides[0][0], "fp32")] if with_torch else []
+    texts: dict[str, npt.NDArray[np.float32]] = {}
+    for side, backend, precision in [*runs, *((backend, backend, precision) for backend, precision in sides)]:
+        task = Task(
+            bundle=bundle,
+            backend=backend,
+            precision=precision,
+            threads=threads,
+            classes=classes,
+            weights=weights,
+            photo=Path(),
+            warmup=0,
+            frames=0,
+        )
+        if side not in texts:
+            texts[side] = embed("torch" if side == TORCH else "engine", task, quietly=bool(texts))
+        engines: dict[str, Engine]
+        if side == TORCH:
+            modules = TorchModules(opened.manifest, task)
+            engines = {stage: modules.engine(stage) for stage in stages}
+        else:
+            graphs = graph_precision(precision)
+            engines = {s: open_engine(backend, opened.onnx(s, graphs), precision, threads) for s in stages}
+        found += [Contestant(side, precision, Pipeline(spec, engines, views=view), texts[side]) for view in views]
+    return found
+
+
+def embed(name: Name, task: Task, quietly: bool) -> npt.NDArray[np.float32]:
+    """The warnings about a class name are the same for every contestant: once is enough."""
+    with warnings.catch_warnings():
+        if quietly:
+            warnings.simplefilter("ignore", UserWarning)
+        return open_embedder(name, task).embed(list(task.classes))
+
+
+def evaluate(contestants: Sequence[Contestant], dataset: Dataset) -> Findings:
+    """Agreement is with the first contestant that looks at the same views."""
+    tallies = [Tally(len(dataset.classes)) for _ in contestants]
+    references = [next(i for i, other in enumerate(contestants) if other.views == one.views) for one in contestants]
+    examples: list[Example] = []
+    samples: Iterable[Sample] = track(
+        dataset, "segmenting", dataset.identity.images, console=console, transient=True, disable=not console.is_terminal
+    )
+    for sample in samples:
+        maps: list[LabelMap] = []
+        for contestant, tally, reference in zip(contestants, tallies, references, strict=True):
+            result = contestant.pipeline(sample.image, contestant.text, scores=False)
+            maps.append(result.labels)
+            tally.seconds.append(result.timings["total"] / 1e3)
+            tally.add(sample, result.labels, maps[reference])
+        if len(examples) < SHOWN:
+            examples.append(Example(sample.name, sample.image, sample.truth, maps[0], maps[-1]))
+    scores = [
+        score(contestant, tally, dataset, is_reference=reference == index)
+        for index, (contestant, tally, reference) in enumerate(zip(contestants, tallies, references, strict=True))
+    ]
+    titles = contestants[0].title, contestants[-1].title
+    return Findings(scores, tallies[0].confusion.counts, examples, titles, tallies[0].small.objects)
+
+
+def score(contestant: Contestant, tally: Tally, dataset: Dataset, is_reference: bool) -> Score:
+    ious = tally.confusion.ious()
+    miou = {"all": mean_of(ious)} | {name: mean_of(ious, members) for name, members in dataset.groups.items()}
+    if dataset.tabletop:
+        miou["small objects"] = mean_of(tally.small.ious())
+    return Score(
+        contestant=contestant.name,
+        views=contestant.views,
+        precision={stage: engine.precision for stage, engine in contestant.pipeline.engines.items()},
+        miou=miou,
+        pixel_accuracy=tally.confusion.accuracy(),
+        boundary_f=mean_of(tally.boundaries.scores()),
+        agreement=None if is_reference else tally.agreed / tally.pixels,
+        seconds=statistics.median(tally.seconds),
+        class_iou=by_class(dataset.classes, ious),
+    )
+
+
+def by_class(classes: Sequence[str], values: Floats) -> dict[str, float | None]:
+    return {
+        name: None if np.isnan(value) else float(value) for name, value in zip(classes, values.tolist(), strict=True)
+    }
