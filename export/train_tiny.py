@@ -21,6 +21,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.scene_vocabulary import VOCABULARY
+from export.checkpoints import CheckpointFolder
 from export.models.anyup import AnyUp
 from export.models.dinotxt import TextEncoder, VisionHead
 from export.models.sam import SamGuidance
@@ -95,6 +96,15 @@ def build_head(config: ModelConfig) -> GuidedHead:
     return model
 
 
+def go_on_from(model: Alignment, weights: CheckpointFolder) -> None:
+    """Begins a new round of training where committed weights ended."""
+    weights.fill(model.backbone, "backbone")
+    weights.fill(model.head, "vision_head")
+    weights.fill(model.text_encoder, "text_encoder")
+    model.requires_grad_(True)
+    model.train()
+
+
 def load_phase(model: torch.nn.Module, work: Path, name: str) -> None:
     """The weights of a finished phase, frozen."""
     model.load_state_dict(torch.load(work / f"{name}.pt", weights_only=True)["model"])
@@ -108,14 +118,24 @@ def minutes() -> Callable[[], float]:
 
 
 @app.command()
-def align(work: Work, steps: int = 6000, batch: int = 96, count: int = 6000, rate: float = 2e-3) -> None:
+def align(
+    work: Work,
+    steps: int = 6000,
+    batch: int = 96,
+    count: int = 6000,
+    rate: float = 2e-3,
+    start: Annotated[Path | None, typer.Option(help="Folder of saved weights to begin with.")] = None,
+) -> None:
     """Aligns patch features and class token with text."""
     torch.manual_seed(SEED)
     config, vocabulary = setting(work)
     size, taken = config.geometry.image_size, minutes()
     training, validation = scenes(work, "train", count, size), scenes(work, "val", 60, size)
     model = build_alignment(config)
-    start_patch_embedding(model.backbone.patch_embed.proj, training.crops(np.random.default_rng(SEED), 256, 96)[0])
+    if start is None:
+        start_patch_embedding(model.backbone.patch_embed.proj, training.crops(np.random.default_rng(SEED), 256, 96)[0])
+    else:
+        go_on_from(model, CheckpointFolder(start, config))
     loss = AlignmentLoss(vocabulary)
     images = normalise(validation.images)
     shares = class_shares(torch.from_numpy(validation.labels.astype(np.int64)), CLASSES, PATCH)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.scene_vocabulary import APPEARANCES, SHAPES, UNSEEN, VOCABULARY
 from export.checkpoints import CheckpointFolder
 from export.stages import stage_table
-from export.train_tiny import build_alignment, build_early, build_head, setting
+from export.train_tiny import build_alignment, build_early, build_head, go_on_from, setting
 from export.training.alignment import composition_loss, weighted_cross_entropy
 from export.training.data import SceneSet, class_shares, normalise
 from export.training.head import HeadLoss, class_maps
@@ -155,6 +155,19 @@ def test_a_stopped_training_ends_where_an_unbroken_one_does(tmp_path: Path, monk
         trained(tmp_path / "broken", 12, stop_at=7)
     broken = trained(tmp_path / "broken", 12)
     assert all(torch.equal(whole[key], broken[key]) for key in whole)
+
+
+def test_training_goes_on_from_saved_weights(tmp_path: Path) -> None:
+    config, words = setting(tmp_path)
+    model = build_alignment(config)
+    save_weights({"align": model}, tmp_path / "tokenizer.json", tmp_path / "weights")
+    again = build_alignment(config)
+    nn.init.ones_(again.backbone.cls_token)
+    go_on_from(again, CheckpointFolder(tmp_path / "weights", config))
+    with torch.no_grad():
+        torch.testing.assert_close(again.text_encoder(words.ids), model.text_encoder(words.ids), atol=1e-2, rtol=0)
+    assert torch.allclose(again.backbone.cls_token, model.backbone.cls_token, atol=1e-3)
+    assert all(parameter.requires_grad for parameter in again.parameters())
 
 
 def test_saved_weights_are_official_files(tmp_path: Path) -> None:
