@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ FORBIDDEN = {
     "GridSample": "not fused and slow in every engine",
     "Pow": "a LayerNorm that was taken apart (TensorRT#4723)",
 }
+LARGE = 1 << 16  # elements
 FOLD_LIMIT = 1 << 30  # joins weights that a module concatenates in forward; the result replaces its sources
 
 
@@ -82,8 +84,10 @@ def export_graph(stage: Stage, module: nn.Module, example: dict[str, Tensor], pa
 
 
 def does_not_grow(node: ir.Node) -> bool | None:
-    """A folded Expand would store the same numbers many times: 96 MB of SAM's one-hot positions. Else: the default."""
-    return False if node.op_type == "Expand" else None
+    """A large folded Expand would store the same numbers many times: 96 MB of SAM's one-hot positions."""
+    shape = node.outputs[0].shape
+    large = shape is None or not shape.is_static() or math.prod(shape.numpy()) > LARGE
+    return False if node.op_type == "Expand" and large else None
 
 
 def name_axes(model: ir.Model, stage: Stage) -> None:

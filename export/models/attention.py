@@ -55,6 +55,5 @@ class GuidedProjection(nn.Module):
     def guidance_offset(self, guidance: Tensor) -> Tensor:
         """(..., Dg) -> (..., 3*D): what guidance and biases add; zero for the values but their bias."""
         dim = self.v.in_features
-        no_values = torch.zeros_like(self.v.weight[:, :1]).expand(-1, guidance.shape[-1])
-        weight = torch.cat([self.q.weight[:, dim:], self.k.weight[:, dim:], no_values])
-        return F.linear(guidance, weight, torch.cat([self.q.bias, self.k.bias, self.v.bias]))
+        weight = torch.cat([self.q.weight[:, dim:], self.k.weight[:, dim:]])
+        return F.linear(guidance, F.pad(weight, (0, 0, 0, dim)), torch.cat([self.q.bias, self.k.bias, self.v.bias]))
