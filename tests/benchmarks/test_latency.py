@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import heed_ctrl_c
 
 from benchmarks import contestants, machine, measure, record
 from runtime.errors import InputError, ParityError
@@ -273,13 +274,13 @@ def test_output_folder_that_cannot_be_written(small_bundle: Path, tmp_path: Path
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_interrupt_leaves_nothing(small_bundle: Path, tmp_path: Path) -> None:
     command = [*COMMAND, *QUICK, "--bundle", str(small_bundle), "--frames", "100000", "--out", str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c) as process:
         assert process.stderr is not None
         while "in turn" not in process.stderr.readline():
             assert process.poll() is None
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        printed = process.stderr.read()
+        _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     assert printed.strip() == "interrupted; nothing unfinished is left"
     assert not list(tmp_path.iterdir())

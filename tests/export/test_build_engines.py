@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import heed_ctrl_c
 from small_models import SMALL
 from typer.testing import CliRunner, Result
 
@@ -173,6 +174,7 @@ def test_a_stopped_build_keeps_the_old_bundle(sent: signal.Signals, code: int, b
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
     assert process.stderr is not None
     for line in process.stderr:
