@@ -91,11 +91,15 @@ def main(
         check_writable(out)
         dataset = open_data(data, scenes, split, size)
         looks: list[Views] = [choice.value for choice in dict.fromkeys(views or [ViewChoice.both])]
+        records = []
         for one, runs, reason in zip(opened, sides, without, strict=True):
             record, findings = measure(one, dataset, runs, looks, reason, weights, used)
             print_report(record)
+            records.append(record)
             for path in write(record, findings, dataset, one.root.resolve().name, out):
                 console.print(f"wrote {path}", soft_wrap=True)
+        if len(records) > 1:
+            print_comparison(records)
 
 
 def check_names(bundles: list[Bundle]) -> None:
@@ -177,6 +181,12 @@ def print_report(record: AccuracyRecord) -> None:
     from benchmarks import accuracy_record
 
     accuracy_record.print_report(console, record)
+
+
+def print_comparison(records: list[AccuracyRecord]) -> None:
+    from benchmarks import accuracy_record
+
+    console.print(accuracy_record.comparison_table(records))
 
 
 def write(record: AccuracyRecord, findings: Findings, dataset: Dataset, name: str, out: Path) -> list[Path]:

@@ -77,15 +77,17 @@ class AccuracyRecord(_Entry):
     scores: tuple[Score, ...]
 
     @property
+    def setup(self) -> str:
+        geometry = self.geometry
+        per_axis = geometry.crops_per_side
+        crops = "one pass" if per_axis == 1 else f"{per_axis}x{per_axis} crops of {geometry.crop_size} px"
+        return f"{geometry.image_size} px, {crops}, {'with' if self.refinement else 'without'} refinement"
+
+    @property
     def title(self) -> str:
-        geometry, data = self.geometry, self.data
-        per_axis = round(geometry.crops**0.5)
+        data = self.data
         what = f"{data.name} {data.split}, seeds {data.seeds[0]} to {data.seeds[1]}" if data.seeds else data.name
-        return (
-            f"{self.bundle.name}: {geometry.image_size} px, {per_axis}x{per_axis} crops of {geometry.crop_size} px, "
-            f"{'with' if self.refinement else 'without'} refinement; {data.images} pictures of {what}, "
-            f"{data.classes} classes"
-        )
+        return f"{self.bundle.name}: {self.setup}; {data.images} pictures of {what}, {data.classes} classes"
 
 
 def file_stem(bundle_folder: str, data: Identity) -> str:
@@ -132,6 +134,26 @@ def score_table(record: AccuracyRecord) -> Table:
         cells += [percent(one.pixel_accuracy), percent(one.boundary_f)]
         agreement = "reference" if one.agreement is None else percent(one.agreement, 3)
         table.add_row(one.contestant, one.views, *cells, agreement, f"{one.seconds:.3f}")
+    return table
+
+
+def comparison_table(records: Sequence[AccuracyRecord]) -> Table:
+    """The bundles beside each other, and how many points each is above (+) or below the first.
+
+    Of every bundle the first contestant with the most views counts.
+    """
+    best = [next((s for s in record.scores if s.views == "both"), record.scores[0]) for record in records]
+    groups = list(best[0].miou)
+    table = Table("bundle", title=f"{best[0].contestant}: mIoU by bundle")
+    for group in groups:
+        table.add_column("mIoU" if group == "all" else group, justify="right")
+    for record, score in zip(records, best, strict=True):
+        cells = []
+        for group in groups:
+            share, first = score.miou[group], best[0].miou[group]
+            gain = "" if score is best[0] or share is None or first is None else f" ({100 * (share - first):+.1f})"
+            cells.append(percent(share) + gain)
+        table.add_row(record.setup, *cells)
     return table
 
 

@@ -124,11 +124,17 @@ def torch_weights(manifest: Manifest, folder: Path | None) -> Weights:
     """
     from export.random_weights import RandomWeights
 
-    if folder is None:
+    if manifest.random_weights:
         return RandomWeights()
     from export.checkpoints import CheckpointFolder
     from export.presets import ModelConfig
+    from export.shipped import shipped_weights
     from runtime.bundle import sha256
+
+    config = ModelConfig.model_validate(manifest.model)
+    folder = folder or shipped_weights(config)
+    if folder is None:
+        raise InputError("the bundle was built from checkpoints; give their folder with --weights DIR")
 
     for name, expected in manifest.weights.items():
         path = folder / name
@@ -136,7 +142,7 @@ def torch_weights(manifest: Manifest, folder: Path | None) -> Weights:
         if found != expected:
             state = "is missing" if found is None else f"has sha256 {found[:12]}..., expected {expected[:12]}..."
             raise InputError(f"--weights {folder}: {name} {state}; give the folder that the bundle was built from")
-    return CheckpointFolder(folder, ModelConfig.model_validate(manifest.model))
+    return CheckpointFolder(folder, config)
 
 
 def why_no_torch(manifest: Manifest, weights: Path | None, declined: bool) -> str | None:
@@ -151,6 +157,13 @@ def why_no_torch(manifest: Manifest, weights: Path | None, declined: bool) -> st
         return "--no-torch was given"
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed (pip install 'dinov3seg-deploy[export]')"
-    if not manifest.random_weights and weights is None:
+    if not manifest.random_weights and weights is None and not comes_with_weights(manifest):
         return "the bundle was built from checkpoints; give their folder with --weights DIR"
     return None
+
+
+def comes_with_weights(manifest: Manifest) -> bool:
+    from export.presets import ModelConfig
+    from export.shipped import shipped_weights
+
+    return shipped_weights(ModelConfig.model_validate(manifest.model)) is not None

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import sys
 from datetime import datetime, timezone
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,7 @@ def main(
                 backend=library,
                 precision=precision,
                 threads=threads or usable_cores(),
-                classes=class_names(classes),
+                classes=class_names(classes, opened.manifest.vocabulary),
                 weights=weights,
                 photo=pixels,
                 warmup=warmup,
@@ -75,15 +76,20 @@ def main(
             console.print(f"wrote {path}", soft_wrap=True)
 
 
-def class_names(classes: str) -> tuple[str, ...]:
-    """A number makes names up: the time depends on how many there are, not on what they are."""
+def class_names(classes: str, vocabulary: tuple[str, ...]) -> tuple[str, ...]:
+    """A number makes names up: the time depends on how many there are, not on what they are.
+
+    A model with a vocabulary knows no other words: its names, then two at a time.
+    """
     from runtime.vocab import read_classes
 
     if not classes.strip().isdecimal():
         return tuple(read_classes(classes))
     if not 1 <= int(classes) <= 1000:
         raise InputError(f"--classes is {classes}; expected 1 to 1000, or names")
-    return tuple(f"object {index}" for index in range(int(classes)))
+    made_up = (f"object {index}" for index in range(int(classes)))
+    known = chain(vocabulary, (f"{a} {b}" for a in vocabulary for b in vocabulary))
+    return tuple(islice(known if vocabulary else made_up, int(classes)))
 
 
 def measure(bundle: Bundle, task: Task, without_torch: str | None, photo_name: str) -> Record:

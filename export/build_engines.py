@@ -1,6 +1,6 @@
 """The build command: weights -> ONNX graphs -> parity report -> bundle.
 
-python export/build_engines.py --random-weights
+python export/build_engines.py
 python export/build_engines.py --preset vitl --weights checkpoints/ --refinement none --out bundles/vitl
 """
 
@@ -28,8 +28,10 @@ from runtime.video import read_photo
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and bad options do not wait for it
     from export.builder import Build
+    from export.presets import ModelConfig
 
 PARITY_CLASSES = ("wall", "floor", "table", "person", "cup")
+MOST_PARITY_CLASSES = 20
 
 
 class Graphs(str, Enum):
@@ -54,9 +56,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     preset: Annotated[str, typer.Option(help="Model size: tiny, vits, vitb or vitl (the paper's).")] = "tiny",
     out: Annotated[Path | None, typer.Option(help="Bundle folder (default: bundles/PRESET).")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Folder with the official checkpoint files.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder with the official checkpoint files (default for tiny: its own).")
+    ] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="For work on shapes and speed; segments nothing.")
+        bool, typer.Option("--random-weights", help="For work on shapes and speed: segments nothing.")
     ] = False,
     refinement: Annotated[
         RefinementChoice, typer.Option(help="none: the training-free pipeline, public weights suffice.")
@@ -78,8 +82,7 @@ def main(
 
     with one_line_errors():
         config = model_config(preset, set_ or [])
-        if random_weights == (weights is not None):
-            raise InputError("give either --weights DIR with the official checkpoints, or --random-weights")
+        source = choose_weights(config, weights, random_weights)
         target = out or Path("bundles") / config.name
         if len({path.stem for path in vocabulary or ()}) < len(vocabulary or ()):
             raise InputError("--vocabulary: two lists have the same file name, which names them in the bundle")
@@ -89,21 +92,48 @@ def main(
             from export.builder import Request, build_bundle
             from export.checkpoints import CheckpointFolder
             from export.random_weights import RandomWeights
+            from export.shipped import trained_classes
 
             request = Request(
                 config=config,
-                weights=RandomWeights() if weights is None else CheckpointFolder(weights, config),
-                weights_dir=weights,
+                weights=RandomWeights() if random_weights else CheckpointFolder(source, config),
+                weights_dir=source,
                 refinement=refinement is RefinementChoice.checkpoint,
                 graphs=("fp32", "fp16") if engine is Graphs.fp16 else ("fp32",),
                 runs=runs,
-                photo=generated_photo() if photo is None else read_photo(photo),
-                classes=PARITY_CLASSES,
+                photo=parity_photo(photo, source),
+                classes=trained_classes(source)[:MOST_PARITY_CLASSES] or PARITY_CLASSES,
                 vocabularies=tuple(vocabulary or ()),
                 announce=announce,
             )
             build = build_bundle(request, folder)
     report(build, target, random_weights)
+
+
+def choose_weights(config: ModelConfig, weights: Path | None, random_weights: bool) -> Path | None:
+    """The folder of the weights; with random weights, the one whose tokenizer fits the model, if it comes with one.
+
+    Raises:
+        InputError: no weights, or two kinds of them.
+    """
+    from export.shipped import shipped_weights
+
+    found = weights or shipped_weights(config)
+    if (random_weights and weights is not None) or (not random_weights and found is None):
+        raise InputError(
+            "give either --weights DIR with the official checkpoints, or --random-weights (weights come only with "
+            "preset tiny, its text encoder unchanged)"
+        )
+    return found
+
+
+def parity_photo(photo: Path | None, weights: Path | None) -> npt.NDArray[np.uint8]:
+    """The photo asked for, or the example beside the weights, or a generated one."""
+    from export.shipped import EXAMPLE
+
+    if photo is None and weights is not None and (weights / EXAMPLE).is_file():
+        photo = weights / EXAMPLE
+    return generated_photo() if photo is None else read_photo(photo)
 
 
 def engine_runs(backends: list[BackendChoice], engine: Graphs) -> tuple[tuple[Backend, Precision], ...]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from export import onnx_graphs, parity, precision
 from export.onnx_graphs import Graph
 from export.presets import ModelConfig
+from export.shipped import trained_classes
 from export.stages import Stage, Weights, build_backbone, stage_table
 from export.tokenizer import write_tokenizer
 from export.torch_engine import TorchEngine
@@ -40,6 +41,7 @@ class Request:
     """What to build.
 
     Attributes:
+        weights_dir: Folder of the weights, for what lies beside them; None: nothing does.
         graphs: Graph precisions, fp32 first: the others are made from it.
         runs: Backend and precision pairs whose results are compared with torch.
         photo: (H, W, 3) uint8 RGB, the parity image.
@@ -82,7 +84,7 @@ def build_bundle(request: Request, root: Path) -> Build:
     Raises:
         WeightsError, ExportError, ParityError: as their names say; nothing in `root` is then of use.
     """
-    write_tokenizer(request.weights_dir, root / TOKENIZER)
+    write_tokenizer(request.weights_dir, request.config.text.vocab_size, root / TOKENIZER)
     spec = pipeline_spec(request)
     builder = _Builder(request, root)
     table = {stage.name: stage for stage in stage_table(request.config, request.refinement)}
@@ -245,6 +247,7 @@ def manifest(request: Request, spec: PipelineSpec, build: Build, root: Path) -> 
         prompting=request.config.prompting,
         weights=request.weights.checksums(),
         random_weights=request.weights.random,
+        vocabulary=trained_classes(request.weights_dir),
         model=request.config.model_dump(mode="json"),
         stages=tuple(
             StageEntry(

@@ -193,8 +193,9 @@ PRESETS = {
             name="tiny",
             geometry=Geometry(image_size=320, crop_size=192, stride=128),
             backbone=BACKBONES["tiny"],
-            text=Text(dim=128, num_heads=2, num_layers=4),
-            anyup=AnyUp(qk_dim=32),
+            text=Text(dim=128, num_heads=2, num_layers=4, vocab_size=31),
+            prompting=Prompting(context_length=16),
+            anyup=AnyUp(qk_dim=16),
             sam=SAMS["tiny"],
             refinement=Refinement(
                 hidden_dim=32,

@@ -53,13 +53,23 @@ def find_bpe_vocabulary(weights_dir: Path | None) -> Path:
     )
 
 
-def write_tokenizer(weights_dir: Path | None, destination: Path) -> None:
+def write_tokenizer(weights_dir: Path | None, size: int, destination: Path) -> None:
     """The `tokenizer.json` that lies beside the weights, or else CLIP's, made from its vocabulary.
 
     Raises:
-        WeightsError: neither a tokenizer nor the vocabulary is found, or the vocabulary is another one.
+        WeightsError: neither a tokenizer nor the vocabulary is found, the vocabulary is another one, or the tokenizer
+            does not have the `size` tokens that the text encoder knows.
     """
     own = None if weights_dir is None else weights_dir / TOKENIZER
+    if own is not None and own.is_file():
+        source, found = str(own), Tokenizer.from_file(str(own)).get_vocab_size()
+    else:
+        source, found = "CLIP's tokenizer", _VOCABULARY_SIZE
+    if found != size:
+        raise WeightsError(
+            f"{source} has {found} tokens, but the text encoder expects text.vocab_size={size}; "
+            f"put the {TOKENIZER} that it was trained with beside the weights"
+        )
     if own is not None and own.is_file():
         shutil.copyfile(own, destination)
     else:

@@ -15,19 +15,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import cv2
 import numpy as np
 import torch
 import typer
 from torch import Tensor
 
 from benchmarks.scene_vocabulary import VOCABULARY
+from benchmarks.scenes import make_scene
 from export.checkpoints import CheckpointFolder
 from export.models.anyup import AnyUp
 from export.models.dinotxt import TextEncoder, VisionHead
 from export.models.sam import SamGuidance
-from export.presets import ModelConfig, model_config
+from export.presets import PRESETS, ModelConfig
+from export.shipped import CLASSES as CLASSES_FILE
+from export.shipped import EXAMPLE
 from export.stages import build_aggregator, build_backbone
-from export.training.alignment import Alignment, AlignmentLoss, patch_accuracy
+from export.training.alignment import PATCH, Alignment, AlignmentLoss, Window, patch_accuracy
+from export.training.curves import draw_curves
 from export.training.data import SceneSet, class_shares, normalise, scene_set
 from export.training.early import EarlyLoss, EarlyRefinement
 from export.training.features import refined_features
@@ -41,11 +46,14 @@ from runtime.text import Tokenizer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 CLASSES = len(VOCABULARY)
-PATCH = 16
 SEED = 2026
-TINY = ["prompting.context_length=16", "text.vocab_size=31", "anyup.qk_dim=16"]
+EXAMPLE_SEED = 2
+
+# Small crops teach most for their cost; large objects need larger ones, and attention the length that it will have.
+SIDES = (96, 128, 96, 192, 96, 128, 96, 192, 96, 128, 192, 320)
 
 Work = Annotated[Path, typer.Option(help="Folder for scenes, checkpoints and curves.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
 @app.callback()
@@ -54,7 +62,7 @@ def root() -> None:
 
 
 def setting(work: Path) -> tuple[ModelConfig, Words]:
-    config = model_config("tiny", TINY)
+    config = PRESETS["tiny"]
     work.mkdir(parents=True, exist_ok=True)
     size = write_word_tokenizer(taught_texts(config.prompting), work / "tokenizer.json")
     assert size == config.text.vocab_size, f"text.vocab_size must be {size}"
@@ -73,6 +81,15 @@ def build_alignment(config: ModelConfig) -> Alignment:
     model = Alignment(build_backbone(config), head, text)
     start_transformer(model, torch.Generator().manual_seed(SEED))
     return model
+
+
+def random_window(rng: np.random.Generator, size: int, config: ModelConfig) -> Window:
+    """Somewhere in the patch grid of a crop or of the whole image, where `size` fits."""
+    geometry = config.geometry
+    grids = [side // PATCH for side in (geometry.crop_size, geometry.image_size) if side // PATCH >= size]
+    grid = int(rng.choice(grids))
+    row, column = rng.integers(grid - size + 1, size=2)
+    return Window((grid, grid), int(row), int(column))
 
 
 def build_early(config: ModelConfig, side: int) -> EarlyRefinement:
@@ -125,10 +142,12 @@ def align(
     count: int = 6000,
     rate: float = 2e-3,
     start: Annotated[Path | None, typer.Option(help="Folder of saved weights to begin with.")] = None,
+    device: Device = "cpu",
 ) -> None:
     """Aligns patch features and class token with text."""
     torch.manual_seed(SEED)
     config, vocabulary = setting(work)
+    place = torch.device(device)
     size, taken = config.geometry.image_size, minutes()
     training, validation = scenes(work, "train", count, size), scenes(work, "val", 60, size)
     model = build_alignment(config)
@@ -136,38 +155,42 @@ def align(
         start_patch_embedding(model.backbone.patch_embed.proj, training.crops(np.random.default_rng(SEED), 256, 96)[0])
     else:
         go_on_from(model, CheckpointFolder(start, config))
-    loss = AlignmentLoss(vocabulary)
-    images = normalise(validation.images)
+    model.to(place)
+    loss = AlignmentLoss(vocabulary.to(place))
+    images = normalise(validation.images).to(place)
     shares = class_shares(torch.from_numpy(validation.labels.astype(np.int64)), CLASSES, PATCH)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((SEED, step))
-        # One step in six sees whole neighbourhoods: large objects do not fit into the small crop.
-        side, number = (192, batch // 4) if step % 6 == 5 else (96, batch)
-        crops, labels = training.crops(rng, number, side)
-        return loss(model, crops, class_shares(labels, CLASSES, PATCH))
+        side = SIDES[step % len(SIDES)]
+        crops, labels = training.crops(rng, round(batch * (96 / side) ** 2), side)
+        return loss(model, crops.to(place), labels, random_window(rng, side // PATCH, config))
 
     def evaluate() -> dict[str, float]:
-        return patch_accuracy(model, images, shares, vocabulary) | {"minutes": taken()}
+        return patch_accuracy(model, images, shares, loss.words) | {"minutes": taken()}
 
     schedule = Schedule(steps, warmup=100, matrix_rate=rate, other_rate=rate)
     train("align", model, schedule, step_loss, evaluate, work, evaluate_every=100)
 
 
 @app.command()
-def early(work: Work, steps: int = 400, batch: int = 8, count: int = 6000, rate: float = 2e-3) -> None:
+def early(
+    work: Work, steps: int = 400, batch: int = 8, count: int = 6000, rate: float = 2e-3, device: Device = "cpu"
+) -> None:
     """Teaches AnyUp to sharpen the aligned features, on crops: its weights fit any size."""
     torch.manual_seed(SEED + 1)
     config, vocabulary = setting(work)
+    place = torch.device(device)
     side, taken = config.geometry.crop_size, minutes()
     training = scenes(work, "train", count, config.geometry.image_size)
     alignment, model = build_alignment(config), build_early(config, side)
-    load_phase(alignment, work, "align")
-    loss = EarlyLoss(alignment, vocabulary)
+    load_phase(alignment.to(place), work, "align")
+    model.to(place)
+    loss = EarlyLoss(alignment, vocabulary.to(place))
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         crops, labels = training.crops(np.random.default_rng((SEED + 1, step)), batch, side)
-        return loss(model, crops, class_shares(labels, CLASSES, PATCH))
+        return loss(model, crops.to(place), class_shares(labels, CLASSES, PATCH))
 
     schedule = Schedule(steps, warmup=20, matrix_rate=rate, other_rate=rate)
     train("early", model, schedule, step_loss, lambda: {"minutes": taken()}, work, evaluate_every=50)
@@ -175,29 +198,37 @@ def early(work: Work, steps: int = 400, batch: int = 8, count: int = 6000, rate:
 
 @app.command()
 def head(
-    work: Work, steps: int = 3000, batch: int = 4, count: int = 2000, candidates: int = 16, rate: float = 2e-3
+    work: Work,
+    steps: int = 3000,
+    batch: int = 4,
+    count: int = 2000,
+    candidates: int = 16,
+    rate: float = 2e-3,
+    device: Device = "cpu",
 ) -> None:
     """Trains guidance encoder and refinement head on features of the whole pipeline."""
     torch.manual_seed(SEED + 2)
     config, vocabulary = setting(work)
+    place = torch.device(device)
     size, taken = config.geometry.image_size, minutes()
     alignment, anyup = build_alignment(config), build_early(config, size)
-    load_phase(alignment, work, "align")
-    load_phase(anyup, work, "early")
+    load_phase(alignment.to(place), work, "align")
+    load_phase(anyup.to(place), work, "early")
     training, validation = scenes(work, "train", count, size), scenes(work, "val", 60, size)
     features = refined_features(alignment, anyup, training, config.geometry, work / f"features-train-{count}.npy")
     checked = refined_features(alignment, anyup, validation, config.geometry, work / "features-val-60.npy")
     with torch.inference_mode():
-        text = alignment.text_encoder(vocabulary.all_ids).clone()
-    model, loss = build_head(config), HeadLoss(vocabulary, text)
+        text = alignment.text_encoder(vocabulary.all_ids.to(place)).clone()
+    model, loss = build_head(config).to(place), HeadLoss(vocabulary, text)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((SEED + 2, step))
         chosen = np.sort(rng.choice(count, batch, replace=False))
         labels = torch.from_numpy(training.labels[chosen].astype(np.int64))
         classes = torch.stack([loss.candidates(label, rng, candidates) for label in labels])
-        images = normalise(training.images[chosen])
-        return loss(model, images, torch.from_numpy(features[chosen].astype(np.float32)), labels, classes)
+        images = normalise(training.images[chosen]).to(place)
+        refined = torch.from_numpy(features[chosen].astype(np.float32)).to(place)
+        return loss(model, images, refined, labels, classes)
 
     def evaluate() -> dict[str, float]:
         return map_accuracy(model, validation, checked, text, vocabulary) | {"minutes": taken()}
@@ -218,6 +249,10 @@ def save(work: Work, out: Annotated[Path, typer.Option(help="Folder for the weig
             continue
         load_phase(modules[name], work, name)
     save_weights(modules, work / "tokenizer.json", out)
+    (out / CLASSES_FILE).write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    example = make_scene(EXAMPLE_SEED, config.geometry.image_size, "test").image
+    cv2.imwrite(str(out / EXAMPLE), example[..., ::-1])
+    draw_curves(work, out / "curves.png")
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ class Manifest(_Entry):
     Attributes:
         weights: sha256 of every checkpoint file by name; empty for random weights.
         label_agreement: Share of pixels labelled as by torch float32, for each precision.
+        vocabulary: The names that the model was made for; empty where any name will do.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -100,6 +101,7 @@ class Manifest(_Entry):
     prompting: Prompting
     weights: dict[str, str]
     random_weights: bool
+    vocabulary: tuple[str, ...] = ()
     model: dict[str, Any]
     stages: tuple[StageEntry, ...] = Field(min_length=1)
     parity: tuple[StageParity, ...]

@@ -116,12 +116,18 @@ class Tokenizer:
         for row, text in zip(rows, texts, strict=True):
             tokenized = self.tokenize(text)
             if tokenized.unknown:
-                raise InputError(_unknown_message(repr(text), tokenized.unknown))
+                raise InputError(self.unknown_message(repr(text), tokenized.unknown))
             ids = tokenized.ids[: self.context_length]
             row[: len(ids)] = ids
             if len(tokenized.ids) > self.context_length:
                 row[-1] = self.eot
         return rows
+
+    def unknown_message(self, where: str, unknown: Sequence[str]) -> str:
+        listed = ", ".join(repr(word) for word in unknown)
+        known = sorted(word for word in self._tokenizer.get_vocab() if not word.startswith("<|"))
+        others = f"it knows only {', '.join(known)}" if len(known) <= 100 else "use other words"
+        return f"{where}: the tokenizer does not know {listed}; {others}"
 
 
 @dataclass(eq=False)
@@ -170,7 +176,7 @@ class TextEmbedder:
         for prompt, name in missing.items():
             tokenized = self.tokenizer.tokenize(prompt)
             if tokenized.unknown:
-                raise InputError(_unknown_message(f"class {name!r}", tokenized.unknown))
+                raise InputError(self.tokenizer.unknown_message(f"class {name!r}", tokenized.unknown))
             if (count := len(tokenized.ids)) > self.tokenizer.context_length:
                 raise InputError(
                     f"class {name[:60]!r} makes a prompt of {count} tokens, "
@@ -290,8 +296,3 @@ def _split_specials(text: str) -> Iterator[str]:
 def _word_around(text: str, start: int, end: int) -> str:
     """The whole word of which `text[start:end]` is a part."""
     return text[text.rfind(" ", 0, start) + 1 : end] + text[end:].split(" ")[0]
-
-
-def _unknown_message(where: str, words: Sequence[str]) -> str:
-    listed = ", ".join(repr(word) for word in words)
-    return f"{where}: the tokenizer does not know {listed}; use other words"

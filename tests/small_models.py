@@ -23,6 +23,9 @@ SMALL = (
     "sam.global_attn_indexes=[1]",
     "sam.taps=[0,1]",
     "sam.pretrained_size=96",
+    # CLIP's tokenizer, as the large presets have it.
+    "prompting.context_length=77",
+    "text.vocab_size=49408",
 )
 CLASSES = ("wall", "floor", "table", "person", "cup")
 

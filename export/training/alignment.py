@@ -4,16 +4,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.models.backbone import DinoVisionTransformer
 from export.models.dinotxt import TextEncoder, VisionHead
+from export.training.data import class_shares
+from export.training.outlines import TARGETS, outline_loss, outline_targets
 from export.training.vocabulary import Words
 from runtime.rope import rope_tables
 
 OBJECT_WEIGHT = 4.0  # surfaces fill most of every scene
+PATCH = 16
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a training crop lies in the patch grid that the product will use.
+
+    Rotary angles are relative to the grid: the same two patches are further apart, in angle, on a small one. Crops
+    cheap enough to train on must therefore pose as a part of a 12x12 or 20x20 grid.
+    """
+
+    grid: tuple[int, int]
+    row: int = 0
+    column: int = 0
+
+    def rope_tables(self, backbone: DinoVisionTransformer, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Sine and cosine (prefix + rows * columns, head_dim) of a window of this size."""
+        prefix = backbone.prefix_tokens
+        tables = rope_tables(backbone.rope_embed.periods.tolist(), self.grid, prefix)
+        device = backbone.cls_token.device
+        return self._cut(tables[0], prefix, size).to(device), self._cut(tables[1], prefix, size).to(device)
+
+    def _cut(self, table: npt.NDArray[np.float32], prefix: int, size: tuple[int, int]) -> Tensor:
+        patches = torch.from_numpy(table[prefix:]).unflatten(0, self.grid)
+        patches = patches[self.row : self.row + size[0], self.column : self.column + size[1]]
+        return torch.cat([torch.from_numpy(table[:prefix]), patches.flatten(0, 1)])
 
 
 class Alignment(nn.Module):
@@ -25,22 +55,24 @@ class Alignment(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(2.5))
         self.presence_scale = nn.Parameter(torch.tensor(2.0))
         self.presence_bias = nn.Parameter(torch.tensor(-2.0))
+        self.outlines = nn.Linear(backbone.patch_embed.proj.out_channels, TARGETS)
 
-    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> class token (B, D) and patch features (B, N, D), unit norm."""
-        tokens = F.normalize(self.tokens(images), dim=-1)
-        return tokens[:, 0], tokens[:, self.backbone.prefix_tokens :]
-
-    def tokens(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> the vision head's tokens (B, prefix + N, D), not normalised."""
-        grid = (images.shape[2] // 16, images.shape[3] // 16)
-        sin, cos = rope_tables(self.backbone.rope_embed.periods.tolist(), grid, self.backbone.prefix_tokens)
-        tokens: Tensor = self.head(self.backbone(images, torch.from_numpy(sin), torch.from_numpy(cos)))
+    def backbone_tokens(self, images: Tensor, window: Window | None = None) -> Tensor:
+        """(B, 3, H, W) -> the backbone's tokens (B, prefix + N, D)."""
+        window = window or Window((images.shape[2] // PATCH, images.shape[3] // PATCH))
+        sin, cos = window.rope_tables(self.backbone, (images.shape[2] // PATCH, images.shape[3] // PATCH))
+        tokens: Tensor = self.backbone(images, sin, cos)
         return tokens
+
+    def features(self, backbone_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """-> class token (B, D) and patch features (B, N, D), unit norm."""
+        tokens = F.normalize(self.head(backbone_tokens), dim=-1)
+        return tokens[:, 0], tokens[:, self.backbone.prefix_tokens :]
 
     def raw_patches(self, images: Tensor) -> Tensor:
         """(B, N, D) as the merge and AnyUp see them."""
-        return self.tokens(images)[:, self.backbone.prefix_tokens :]
+        tokens: Tensor = self.head(self.backbone_tokens(images))
+        return tokens[:, self.backbone.prefix_tokens :]
 
 
 @dataclass(frozen=True)
@@ -53,13 +85,17 @@ class AlignmentLoss:
 
     words: Words
 
-    def __call__(self, model: Alignment, images: Tensor, shares: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """shares (B, N, 69): how much of every patch belongs to every class. Unseen pairs never occur in training."""
-        words = self.words
-        shares = shares[..., words.train]
+    def __call__(
+        self, model: Alignment, images: Tensor, labels: Tensor, window: Window
+    ) -> tuple[Tensor, dict[str, float]]:
+        """labels (B, H, W) int64, on the CPU. Unseen pairs never occur in training."""
+        words, device = self.words, images.device
+        # How much of every patch belongs to every class.
+        shares = class_shares(labels, len(words.unseen), PATCH)[..., words.train].to(device)
         text = model.text_encoder(words.ids)
         global_text, local_text = text.unbind(dim=1)
-        cls, patches = model.features(images)
+        tokens = model.backbone_tokens(images, window)
+        cls, patches = model.features(tokens)
         logits = patches @ local_text.T * model.logit_scale.exp()
         names, shapes, looks = logits.split([words.names, words.shapes, words.looks], dim=-1)
         objects = shares[..., words.surfaces :].sum(dim=-1)
@@ -71,9 +107,13 @@ class AlignmentLoss:
             "look": weighted_cross_entropy(looks + words.excused(shape_shares, look_shares), look_shares, objects),
             "composition": composition_loss(text[words.surfaces : words.names], words.not_additive),
             "presence": presence_loss(model, cls @ global_text[: words.names].T, shares),
+            "outline": outline_loss(
+                model.outlines(tokens[:, model.backbone.prefix_tokens :]),
+                *(targets.to(device) for targets in outline_targets(labels, PATCH)),
+            ),
         }
         total = losses["name"] + 0.5 * losses["shape"] + 0.3 * losses["look"]
-        total = total + 0.2 * losses["presence"] + losses["composition"]
+        total = total + 0.2 * losses["presence"] + losses["composition"] + losses["outline"]
         return total, {f"loss {name}": loss.item() for name, loss in losses.items()}
 
 
@@ -101,10 +141,10 @@ def presence_loss(model: Alignment, cosines: Tensor, shares: Tensor) -> Tensor:
 def patch_accuracy(model: Alignment, images: Tensor, shares: Tensor, words: Words) -> dict[str, float]:
     """Share of object patches (more than half covered by one) named right: appearance, shape, and both.
 
-    shares (B, N, K) over the whole vocabulary, unseen pairs too.
+    shares (B, N, K) over the whole vocabulary, unseen pairs too, on the CPU.
     """
     text = model.text_encoder(words.all_ids)[:, 1]
-    found = (model.features(images)[1] @ text.T).argmax(dim=-1)
+    found = (model.features(model.backbone_tokens(images))[1] @ text.T).argmax(dim=-1).cpu()
     most, truth = shares.max(dim=-1)
     chosen = (most > 0.5) & (truth >= words.surfaces)
     found, truth = found[chosen], truth[chosen]

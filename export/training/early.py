@@ -37,7 +37,7 @@ class EarlyLoss:
 
     def __call__(self, model: EarlyRefinement, images: Tensor, shares: Tensor) -> tuple[Tensor, dict[str, float]]:
         words = self.words
-        shares = shares[..., words.train]
+        shares = shares[..., words.train].to(images.device)
         with torch.no_grad():
             text = self.alignment.text_encoder(words.ids[: words.names])[:, 1]
             patches = self.alignment.raw_patches(images)
@@ -48,4 +48,4 @@ class EarlyLoss:
             return weighted_cross_entropy(logits, shares, weights)
 
         refined = loss_of(model(images, patches))
-        return refined, {"refined": refined.item(), "raw": loss_of(patches).item()}
+        return refined, {"loss refined": refined.item(), "loss raw": loss_of(patches).item()}

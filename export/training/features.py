@@ -22,15 +22,16 @@ def refined_features(
     """(N, G*G, C), kept in `file`: crops and whole image, merged as the product merges them, refined by AnyUp."""
     if file.exists():
         return load(file)
-    rows = []
+    device, rows = next(early.parameters()).device, []
     for photo in scenes.images:
         image, crops = kernels.preprocess(
             photo, size=geometry.image_size, crop=geometry.crop_size, stride=geometry.stride
         )
-        local = alignment.raw_patches(torch.from_numpy(crops)).contiguous().numpy()
-        whole = alignment.raw_patches(torch.from_numpy(image)).contiguous().numpy()
+        local = alignment.raw_patches(torch.from_numpy(crops).to(device)).contiguous().cpu().numpy()
+        whole = alignment.raw_patches(torch.from_numpy(image).to(device)).contiguous().cpu().numpy()
         merged = kernels.lga_merge(local, whole[0], stride=geometry.token_stride)
-        rows.append(early(torch.from_numpy(image), torch.from_numpy(merged)[None])[0].half().numpy())
+        refined = early(torch.from_numpy(image).to(device), torch.from_numpy(merged)[None].to(device))
+        rows.append(refined[0].half().cpu().numpy())
     unfinished = file.with_suffix(".part.npy")
     np.save(unfinished, np.stack(rows))
     unfinished.replace(file)

@@ -57,12 +57,12 @@ class HeadLoss:
     ) -> tuple[Tensor, dict[str, float]]:
         """labels (B, S, S) int64 VOCABULARY indices, classes (B, K) candidates of each image."""
         logits = model(images, features, self.text[classes])
-        shares = class_maps(labels, classes, images.shape[-1] // logits.shape[-1])
+        shares = class_maps(labels, classes, images.shape[-1] // logits.shape[-1]).to(images.device)
         cross = -(shares * logits.log_softmax(dim=1)).sum(dim=1)
-        objects = (shares * (classes >= self.words.surfaces)[..., None, None]).sum(dim=1)
+        objects = (shares * (classes >= self.words.surfaces).to(images.device)[..., None, None]).sum(dim=1)
         cross = (cross * (1 + 2 * objects)).sum() / (1 + 2 * objects).sum()
         binary = F.binary_cross_entropy_with_logits(logits, shares)
-        return cross + 2 * binary, {"cross": cross.item(), "binary": binary.item()}
+        return cross + 2 * binary, {"loss cross": cross.item(), "loss binary": binary.item()}
 
 
 def class_maps(labels: Tensor, classes: Tensor, cell: int) -> Tensor:
@@ -76,13 +76,14 @@ def map_accuracy(
     model: GuidedHead, scenes: SceneSet, features: npt.NDArray[np.float16], text: Tensor, words: Words
 ) -> dict[str, float]:
     """Mean IoU in percent at a quarter of the image's size, the whole vocabulary as candidates."""
-    classes = len(text)
+    classes, device = len(text), text.device
     confusion = np.zeros((classes, classes), np.int64)
     for image, label, feature in zip(scenes.images, scenes.labels, features, strict=True):
-        found = model(normalise(image[None]), torch.from_numpy(feature[None].astype(np.float32)), text[None])[0]
+        refined = torch.from_numpy(feature[None].astype(np.float32)).to(device)
+        found = model(normalise(image[None]).to(device), refined, text[None])[0]
         cell = label.shape[0] // found.shape[-1]
         truth = label[cell // 2 :: cell, cell // 2 :: cell]
-        pairs = truth.astype(np.int64) * classes + found.argmax(dim=0).numpy()
+        pairs = truth.astype(np.int64) * classes + found.argmax(dim=0).cpu().numpy()
         confusion += np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
     union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
     iou = 100 * confusion.diagonal() / np.maximum(union, 1)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 
 from export.training.muon import Muon
+from runtime.cli import console
 
 SAVE_EVERY_SECONDS = 120.0
 
@@ -70,7 +72,14 @@ def train(
     first = restore(file, model, steppers)
     saved = time.monotonic()
     mean: dict[str, float] = {}
-    for step in range(first, schedule.steps):
+    for step in track(
+        range(first, schedule.steps),
+        name,
+        schedule.steps,
+        completed=first,
+        console=console,
+        disable=not console.is_terminal,
+    ):
         for stepper, base in zip(steppers, rates, strict=True):
             for group, rate in zip(stepper.param_groups, base, strict=True):
                 group["lr"] = rate * schedule.factor(step)
@@ -108,7 +117,7 @@ def restore(file: Path, model: nn.Module, steppers: list[torch.optim.Optimizer])
     """Returns the step to go on with: 0 where there is nothing to restore."""
     if not file.exists():
         return 0
-    content = torch.load(file, weights_only=True)
+    content = torch.load(file, weights_only=True, map_location="cpu")
     model.load_state_dict(content["model"])
     for stepper, state in zip(steppers, content["optimizers"], strict=True):
         stepper.load_state_dict(state)

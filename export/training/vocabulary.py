@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,11 @@ class Words:
     @property
     def names(self) -> int:
         return len(self.train)
+
+    def to(self, device: torch.device) -> Words:
+        """The tensors that losses compute with; indices of names stay."""
+        moved = ("ids", "all_ids", "shape_of", "look_of", "not_additive", "seen_pairs")
+        return replace(self, **{name: getattr(self, name).to(device) for name in moved})
 
     def excused(self, given: Tensor, asked: Tensor) -> Tensor:
         """-1e4 for the shapes that a patch's main appearance is never seen with, else 0; or the other way round.
