@@ -1,16 +1,20 @@
-# make demo   segments a photo; make test   runs all tests. Both start from nothing.
+# make demo   segments a picture; make test   runs all tests. Both start from nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PHOTO = $(shell $(BIN)/python -c "import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / 'data/coffee.png')")
+CLASSES ?= table, wall, floor, green cube, yellow cone, red star, black ring
+PICTURE ?= export/weights/tiny/example.png
 KERNEL_SOURCES = $(shell git ls-files 'kernels/*.cpp' 'kernels/*.hpp' 'kernels/*.cu')
 
-.PHONY: demo test test-slow lint format clean
+# The whole image, shrunk to the size of a crop.
+ONE_PASS = --set geometry.image_size=192 --set geometry.crop_size=192 --set geometry.stride=192 --set refinement.window_size=12
+
+.PHONY: demo test test-slow card lint format clean
 
 demo: $(READY)
-	$(BIN)/python export/build_engines.py --random-weights
-	$(BIN)/python -m runtime segment $(PHOTO) --classes "cup, saucer, spoon, table, shadow" --bundle bundles/tiny -o out/demo.png
+	$(BIN)/python export/build_engines.py
+	$(BIN)/python -m runtime segment $(PICTURE) --classes "$(CLASSES)" --bundle bundles/tiny -o out/demo.png
 
 test: $(READY)
 	$(BIN)/python -m pytest -q
@@ -18,6 +22,18 @@ test: $(READY)
 # Minutes and gigabytes: full-size models.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+# The numbers of the model card: 32 scenes that the tests repeat, then the whole comparison.
+card: $(READY)
+	$(BIN)/python export/build_engines.py --engine fp16
+	$(BIN)/python export/build_engines.py --set geometry.stride=64 --out bundles/tiny-3x3
+	$(BIN)/python export/build_engines.py --refinement none --out bundles/tiny-training-free
+	$(BIN)/python export/build_engines.py $(ONE_PASS) --out bundles/tiny-192px
+	$(BIN)/python benchmarks/accuracy.py --engine fp32 --no-torch --scenes 32 --out out/card
+	cp out/card/*/tiny-accuracy.json export/weights/tiny/scores.json
+	$(BIN)/python benchmarks/accuracy.py --scenes 128 --views both --views crops --views full
+	$(BIN)/python benchmarks/accuracy.py --scenes 256 --engine fp32 --no-torch --bundle bundles/tiny --bundle bundles/tiny-3x3 \
+		--bundle bundles/tiny-training-free --bundle bundles/tiny-192px --out out/card
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -96,7 +96,7 @@ def main(
 
             request = Request(
                 config=config,
-                weights=RandomWeights() if random_weights else CheckpointFolder(source, config),
+                weights=RandomWeights() if random_weights or source is None else CheckpointFolder(source, config),
                 weights_dir=source,
                 refinement=refinement is RefinementChoice.checkpoint,
                 graphs=("fp32", "fp16") if engine is Graphs.fp16 else ("fp32",),

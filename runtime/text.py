@@ -125,7 +125,7 @@ class Tokenizer:
 
     def unknown_message(self, where: str, unknown: Sequence[str]) -> str:
         listed = ", ".join(repr(word) for word in unknown)
-        known = sorted(word for word in self._tokenizer.get_vocab() if not word.startswith("<|"))
+        known = sorted(word for word in self._tokenizer.get_vocab() if word[0].isalnum())
         others = f"it knows only {', '.join(known)}" if len(known) <= 100 else "use other words"
         return f"{where}: the tokenizer does not know {listed}; {others}"
 

@@ -41,7 +41,7 @@ class Window:
         return self._cut(tables[0], prefix, size).to(device), self._cut(tables[1], prefix, size).to(device)
 
     def _cut(self, table: npt.NDArray[np.float32], prefix: int, size: tuple[int, int]) -> Tensor:
-        patches = torch.from_numpy(table[prefix:]).unflatten(0, self.grid)
+        patches = torch.from_numpy(table[prefix:]).reshape(*self.grid, -1)
         patches = patches[self.row : self.row + size[0], self.column : self.column + size[1]]
         return torch.cat([torch.from_numpy(table[:prefix]), patches.flatten(0, 1)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from torch import Tensor, nn
 
 from benchmarks.scene_vocabulary import APPEARANCES, SHAPES, UNSEEN, VOCABULARY
 from export.checkpoints import CheckpointFolder
+from export.presets import PRESETS
 from export.stages import stage_table
-from export.train_tiny import build_alignment, build_early, build_head, go_on_from, setting
-from export.training.alignment import composition_loss, weighted_cross_entropy
+from export.train_tiny import build_alignment, build_early, build_head, go_on_from, random_window, setting
+from export.training.alignment import Window, composition_loss, weighted_cross_entropy
+from export.training.curves import draw_curves, read_curve
 from export.training.data import SceneSet, class_shares, normalise
 from export.training.head import HeadLoss, class_maps
 from export.training.initial import start_patch_embedding
 from export.training.loop import Schedule, train
 from export.training.muon import orthogonal
+from export.training.outlines import outline_targets
 from export.training.shipping import save_weights
 from runtime.errors import InputError
 from runtime.text import Tokenizer
@@ -195,3 +199,51 @@ def test_saved_weights_are_official_files(tmp_path: Path) -> None:
             for key, value in module.state_dict().items():
                 if not key.endswith("attn.qkv.bias"):  # its k third is masked at load
                     assert torch.allclose(loaded[prefix + key], value, atol=2e-3, rtol=2e-3), key
+
+
+def test_outlines_tell_shape_and_place() -> None:
+    labels = torch.zeros(1, 64, 64, dtype=torch.long)
+    labels[0, 16:32, 16:48] = 9  # a bar two patches wide
+    labels[0, 40:44, 40:44] = 5  # covers a sixteenth of its patch
+    targets, there = outline_targets(labels, 16)
+    assert there.nonzero().tolist() == [[0, 5], [0, 6]]
+    assert (targets[0, 5, :64] == 1).all()
+    assert (targets[0, 5, 64:] * 64).tolist() == [-8, -8, 24, 8]
+    assert (targets[0, 6, 64:] * 64).tolist() == [-24, -8, 8, 8]
+
+
+def test_outlines_of_two_objects_in_one_patch_take_the_larger() -> None:
+    labels = torch.zeros(1, 16, 16, dtype=torch.long)
+    labels[0, :, :6], labels[0, :, 8:] = 4, 7
+    targets, there = outline_targets(labels, 16)
+    assert there.all()
+    assert (targets[0, 0, 64:] * 64).tolist() == [0, -8, 8, 8]
+
+
+def test_windows_are_parts_of_the_products_grid() -> None:
+    """Attention in a training crop sees the very angles that it will see in the whole image."""
+    model = build_alignment(PRESETS["tiny"]).backbone
+    whole = Window((20, 20)).rope_tables(model, (20, 20))
+    part = Window((20, 20), 3, 5).rope_tables(model, (6, 6))
+    prefix = model.prefix_tokens
+    for table, cut in zip(whole, part, strict=True):
+        assert torch.equal(table[prefix:].reshape(20, 20, -1)[3:9, 5:11].flatten(0, 1), cut[prefix:])
+        assert torch.equal(table[:prefix], cut[:prefix])
+
+
+def test_random_windows_lie_inside(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    found = {
+        (window.grid[0], window.row + 6 <= window.grid[0] and window.column + 6 <= window.grid[1])
+        for window in (random_window(rng, 6, PRESETS["tiny"]) for _ in range(60))
+    }
+    assert found == {(12, True), (20, True)}
+    assert random_window(rng, 20, PRESETS["tiny"]) == Window((20, 20))
+
+
+def test_curves_are_drawn_once_a_step(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss a": 1.0, "seen": step / 300, "minutes": 1} for step in (100, 200, 200)]
+    (tmp_path / "align.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [row["step"] for row in read_curve(tmp_path / "align.jsonl")] == [100, 200]
+    draw_curves(tmp_path, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
