@@ -84,8 +84,8 @@ def build_bundle(request: Request, root: Path) -> Build:
     Raises:
         WeightsError, ExportError, ParityError: as their names say; nothing in `root` is then of use.
     """
-    write_tokenizer(request.weights_dir, request.config.text.vocab_size, root / TOKENIZER)
     spec = pipeline_spec(request)
+    write_tokenizer(request.weights_dir, request.config.text.vocab_size, root / TOKENIZER)
     builder = _Builder(request, root)
     table = {stage.name: stage for stage in stage_table(request.config, request.refinement)}
     engines = {name: ExportOnCall(builder, stage) for name, stage in table.items()}

@@ -68,8 +68,7 @@ def relative_boxes(box: tuple[int, int, int, int], rows: int, columns: int, cell
     x = (np.arange(columns, dtype=np.float32)[None] + 0.5) * cell
     left, top, right, bottom = box
     edges = np.broadcast_arrays(left - x, top - y, right - x, bottom - y)
-    boxes: npt.NDArray[np.float32] = np.stack(edges, axis=-1) / np.float32(BOX_UNIT)
-    return boxes
+    return (np.stack(edges, axis=-1) / BOX_UNIT).astype(np.float32)
 
 
 def outline_loss(predicted: Tensor, targets: Tensor, there: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ print([name for name in ("torch", "onnx", "onnxscript", "onnxruntime", "openvino
     assert seconds < (1.5 if os.getloadavg()[0] < 2 else 6)
 
 
-@pytest.mark.parametrize("options", [[], ["--random-weights", "--weights", "checkpoints"]])
+@pytest.mark.parametrize("options", [["--preset", "vits"], ["--random-weights", "--weights", "checkpoints"]])
 def test_neither_or_both_sources_of_weights(options: list[str], tmp_path: Path) -> None:
     refused(build(*options, "--out", tmp_path / "b"), 2, "give either --weights DIR with the official checkpoints, or")
     assert left_in(tmp_path) == []

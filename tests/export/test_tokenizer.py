@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from export import tokenizer as exported
-from export.tokenizer import BPE_FILE, BPE_SHA256, find_bpe_vocabulary, write_clip_tokenizer
+from export.tokenizer import BPE_FILE, BPE_SHA256, find_bpe_vocabulary, write_clip_tokenizer, write_tokenizer
+from export.training.word_tokenizer import write_word_tokenizer
 from runtime.errors import OutputError, WeightsError
 from runtime.text import Tokenizer
 
@@ -68,3 +69,20 @@ def test_file_is_whole_and_stands_alone(tmp_path: Path) -> None:
     assert len(content["model"]["merges"]) == 48894
     tokenizer = Tokenizer.from_file(file)
     assert (tokenizer.sot, tokenizer.eot) == (49406, 49407)
+
+
+def test_the_tokenizer_beside_the_weights_comes_first(tmp_path: Path) -> None:
+    beside = tmp_path / "weights"
+    beside.mkdir()
+    size = write_word_tokenizer(["red ball", "blue ball"], beside / "tokenizer.json")
+    write_tokenizer(beside, size, tmp_path / "tokenizer.json")
+    assert (tmp_path / "tokenizer.json").read_bytes() == (beside / "tokenizer.json").read_bytes()
+
+
+def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
+    write_word_tokenizer(["red ball"], tmp_path / "tokenizer.json")
+    target = tmp_path / "out.json"
+    for folder, words in ((tmp_path, "tokenizer.json has 6 tokens"), (None, "CLIP's tokenizer has 49408 tokens")):
+        with pytest.raises(WeightsError, match=rf"{words}, but the text encoder expects text.vocab_size=31"):
+            write_tokenizer(folder, 31, target)
+    assert not target.exists()
