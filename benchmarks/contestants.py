@@ -128,11 +128,9 @@ def torch_weights(manifest: Manifest, folder: Path | None) -> Weights:
         return RandomWeights()
     from export.checkpoints import CheckpointFolder
     from export.presets import ModelConfig
-    from export.shipped import shipped_weights
     from runtime.bundle import sha256
 
-    config = ModelConfig.model_validate(manifest.model)
-    folder = folder or shipped_weights(config)
+    folder = folder or own_weights(manifest)
     if folder is None:
         raise InputError("the bundle was built from checkpoints; give their folder with --weights DIR")
 
@@ -142,7 +140,7 @@ def torch_weights(manifest: Manifest, folder: Path | None) -> Weights:
         if found != expected:
             state = "is missing" if found is None else f"has sha256 {found[:12]}..., expected {expected[:12]}..."
             raise InputError(f"--weights {folder}: {name} {state}; give the folder that the bundle was built from")
-    return CheckpointFolder(folder, config)
+    return CheckpointFolder(folder, ModelConfig.model_validate(manifest.model))
 
 
 def why_no_torch(manifest: Manifest, weights: Path | None, declined: bool) -> str | None:
@@ -157,13 +155,14 @@ def why_no_torch(manifest: Manifest, weights: Path | None, declined: bool) -> st
         return "--no-torch was given"
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed (pip install 'dinov3seg-deploy[export]')"
-    if not manifest.random_weights and weights is None and not comes_with_weights(manifest):
+    if not manifest.random_weights and weights is None and own_weights(manifest) is None:
         return "the bundle was built from checkpoints; give their folder with --weights DIR"
     return None
 
 
-def comes_with_weights(manifest: Manifest) -> bool:
+def own_weights(manifest: Manifest) -> Path | None:
+    """The folder of the weights that come with the project, if they are this bundle's."""
     from export.presets import ModelConfig
     from export.shipped import shipped_weights
 
-    return shipped_weights(ModelConfig.model_validate(manifest.model)) is not None
+    return shipped_weights(ModelConfig.model_validate(manifest.model))

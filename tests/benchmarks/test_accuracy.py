@@ -153,6 +153,17 @@ def test_two_scenes_from_end_to_end(small_bundle: Path, tmp_path: Path) -> None:
     assert fp32.miou["all"] == pytest.approx(np.mean([iou for iou in fp32.class_iou.values() if iou is not None]))
 
 
+def test_bundles_are_compared_with_the_first(small_bundle: Path, bundle_copy: Path, tmp_path: Path) -> None:
+    done = run(
+        *("--bundle", small_bundle, "--bundle", bundle_copy, "--scenes", "1", "--size", "96", "--no-torch"),
+        *("--engine", "fp32", "--threads", "1", f"--out={tmp_path / 'out'}"),
+    )
+    assert done.returncode == 0, done.stderr
+    table = done.stderr[done.stderr.index("mIoU by bundle") :]
+    assert table.count("96 px, 2x2 crops of 64 px, with refinement") == 2
+    assert "(+0.0)" in table
+
+
 def test_a_folder_from_end_to_end(small_bundle: Path, tmp_path: Path) -> None:
     root = tmp_path / "mine"
     for name in ("images", "labels"):

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 from processes import heed_ctrl_c
 
-from benchmarks import contestants, machine, measure, record
+from benchmarks import contestants, latency, machine, measure, record
+from export.presets import PRESETS
 from runtime.errors import InputError, ParityError
 from runtime.manifest import Manifest
 
@@ -206,11 +207,20 @@ def test_without_torch_a_sentence_instead_of_the_column(monkeypatch: pytest.Monk
 
 
 def test_checkpoint_bundle_without_weights_has_no_torch_column() -> None:
-    manifest = Manifest.model_construct(random_weights=False)
+    model = PRESETS["vits"].model_dump(mode="json")
+    manifest = Manifest.model_construct(random_weights=False, model=model)
     assert "--weights" in contestants.why_no_torch(manifest, None, False)
 
 
 # Errors.
+
+
+def test_names_are_made_up_only_where_any_word_will_do() -> None:
+    assert latency.class_names("2", ()) == ("object 0", "object 1")
+    assert latency.class_names("5", ("cup", "wall")) == ("cup", "wall", "cup cup", "cup wall", "wall cup")
+    assert latency.class_names("cup, door", ("cup",)) == ("cup", "door")
+    with pytest.raises(InputError, match="expected 1 to 1000, or names"):
+        latency.class_names("0", ())
 
 
 def test_help_is_quick_and_needs_no_torch() -> None:
