@@ -42,6 +42,7 @@ from export.training.loop import Schedule, train
 from export.training.shipping import FreshWeights, save_weights
 from export.training.vocabulary import Words, taught_texts, words
 from export.training.word_tokenizer import write_word_tokenizer
+from runtime.bundle import sha256
 from runtime.text import Tokenizer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -215,8 +216,11 @@ def head(
     load_phase(alignment.to(place), work, "align")
     load_phase(anyup.to(place), work, "early")
     training, validation = scenes(work, "train", count, size), scenes(work, "val", 60, size)
-    features = refined_features(alignment, anyup, training, config.geometry, work / f"features-train-{count}.npy")
-    checked = refined_features(alignment, anyup, validation, config.geometry, work / "features-val-60.npy")
+    made_by = sha256(work / "align.pt")[:8] + sha256(work / "early.pt")[:8]
+    features, checked = (
+        refined_features(alignment, anyup, photos, config.geometry, work / f"features-{name}-{made_by}.npy")
+        for name, photos in ((f"train-{count}", training), ("val", validation))
+    )
     with torch.inference_mode():
         text = alignment.text_encoder(vocabulary.all_ids.to(place)).clone()
     model, loss = build_head(config).to(place), HeadLoss(vocabulary, text)
