@@ -195,7 +195,7 @@ PRESETS = {
             backbone=BACKBONES["tiny"],
             text=Text(dim=128, num_heads=2, num_layers=4, vocab_size=31),
             prompting=Prompting(context_length=16),
-            anyup=AnyUp(qk_dim=16),
+            anyup=AnyUp(qk_dim=16, window_ratio=0.05),
             sam=SAMS["tiny"],
             refinement=Refinement(
                 hidden_dim=32,

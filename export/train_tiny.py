@@ -37,7 +37,7 @@ from export.training.data import SceneSet, class_shares, normalise, scene_set
 from export.training.early import EarlyLoss, EarlyRefinement
 from export.training.features import refined_features
 from export.training.head import GuidedHead, HeadLoss, map_accuracy
-from export.training.initial import fix_relative_positions, start_patch_embedding, start_transformer
+from export.training.initial import fix_relative_positions, start_anyup, start_patch_embedding, start_transformer
 from export.training.loop import Schedule, train
 from export.training.shipping import FreshWeights, save_weights
 from export.training.vocabulary import Words, taught_texts, words
@@ -95,9 +95,9 @@ def random_window(rng: np.random.Generator, size: int, config: ModelConfig) -> W
 
 def build_early(config: ModelConfig, side: int) -> EarlyRefinement:
     grid = side // PATCH
-    return EarlyRefinement(
-        AnyUp(image_size=side, feature_size=grid, output_size=grid, **config.anyup.model_dump()), grid
-    )
+    anyup = AnyUp(image_size=side, feature_size=grid, output_size=grid, **config.anyup.model_dump())
+    start_anyup(anyup, torch.Generator().manual_seed(SEED))
+    return EarlyRefinement(anyup, grid)
 
 
 def build_head(config: ModelConfig) -> GuidedHead:
@@ -176,7 +176,7 @@ def align(
 
 @app.command()
 def early(
-    work: Work, steps: int = 400, batch: int = 8, count: int = 6000, rate: float = 2e-3, device: Device = "cpu"
+    work: Work, steps: int = 150, batch: int = 4, count: int = 6000, rate: float = 1e-2, device: Device = "cpu"
 ) -> None:
     """Teaches AnyUp to sharpen the aligned features, on crops: its weights fit any size."""
     torch.manual_seed(SEED + 1)

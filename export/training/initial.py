@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from export.models.anyup import AnyUp
 from export.models.sam import relative_table
 
 
@@ -47,6 +48,13 @@ def start_transformer(module: nn.Module, generator: torch.Generator) -> None:
             parameter.normal_(0, 0.02, generator=generator)
         elif name.endswith("bias"):
             parameter.zero_()
+
+
+@torch.no_grad()
+def start_anyup(anyup: AnyUp, generator: torch.Generator) -> None:
+    """Queries and keys at zero would never leave it: the gradient of each is the other."""
+    projections = anyup.cross_decode.cross_attn.attention.in_proj_weight
+    projections.normal_(0, projections.shape[1] ** -0.5, generator=generator)
 
 
 @torch.no_grad()
