@@ -247,3 +247,11 @@ def test_curves_are_drawn_once_a_step(tmp_path: Path) -> None:
     assert [row["step"] for row in read_curve(tmp_path / "align.jsonl")] == [100, 200]
     draw_curves(tmp_path, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_anyup_starts_where_it_can_learn() -> None:
+    early = build_early(PRESETS["tiny"], 96)
+    early(torch.randn(1, 3, 96, 96), torch.randn(1, 36, 192)).square().sum().backward()
+    gradient = early.anyup.cross_decode.cross_attn.attention.in_proj_weight.grad
+    assert gradient is not None
+    assert gradient.abs().max() > 1e-4
