@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CLASSES ?= table, wall, floor, green cube, yellow cone, red star, black ring
-PICTURE ?= export/weights/tiny/example.png
+CLASSES ?= table, wall, floor, green cube, yellow cone, cyan cone, white cone, red star, black star, white star, black ring
+PICTURE ?= export/weights/tiny/example.jpg
 KERNEL_SOURCES = $(shell git ls-files 'kernels/*.cpp' 'kernels/*.hpp' 'kernels/*.cu')
 
 # The whole image, shrunk to the size of a crop.
@@ -31,8 +31,8 @@ card: $(READY)
 	$(BIN)/python export/build_engines.py $(ONE_PASS) --out bundles/tiny-192px
 	$(BIN)/python benchmarks/accuracy.py --engine fp32 --no-torch --scenes 32 --out out/card
 	cp out/card/*/tiny-accuracy.json export/weights/tiny/scores.json
-	$(BIN)/python benchmarks/accuracy.py --scenes 128 --views both --views crops --views full
-	$(BIN)/python benchmarks/accuracy.py --scenes 256 --engine fp32 --no-torch --bundle bundles/tiny --bundle bundles/tiny-3x3 \
+	$(BIN)/python benchmarks/accuracy.py --scenes 64 --views both --views crops --views full
+	$(BIN)/python benchmarks/accuracy.py --scenes 128 --engine fp32 --no-torch --bundle bundles/tiny --bundle bundles/tiny-3x3 \
 		--bundle bundles/tiny-training-free --bundle bundles/tiny-192px --out out/card
 
 lint: $(READY)

@@ -9,7 +9,7 @@ from runtime.errors import WeightsError
 
 WEIGHTS = Path(__file__).parent / "weights"
 CLASSES = "classes.txt"  # the names that the model was trained for, one a line
-EXAMPLE = "example.png"  # a picture of the kind that it was trained on
+EXAMPLE = "example.jpg"  # a picture of the kind that it was trained on
 
 
 def shipped_weights(config: ModelConfig) -> Path | None:

@@ -255,7 +255,8 @@ def save(work: Work, out: Annotated[Path, typer.Option(help="Folder for the weig
     save_weights(modules, work / "tokenizer.json", out)
     (out / CLASSES_FILE).write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
     example = make_scene(EXAMPLE_SEED, config.geometry.image_size, "test").image
-    cv2.imwrite(str(out / EXAMPLE), example[..., ::-1])
+    twice = cv2.resize(example[..., ::-1], None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)  # room for a legend
+    cv2.imwrite(str(out / EXAMPLE), twice, [cv2.IMWRITE_JPEG_QUALITY, 92])
     draw_curves(work, out / "curves.png")
 
 

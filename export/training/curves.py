@@ -37,6 +37,6 @@ def draw_curves(work: Path, picture: Path) -> None:
                 axes.legend(fontsize=8)
                 axes.grid(alpha=0.3)
             else:
-                axes.set_axis_off()
+                axes.set_visible(False)
     figure.savefig(picture, dpi=90)
     plt.close(figure)
