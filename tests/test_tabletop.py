@@ -1,7 +1,7 @@
 """The shipped weights segment as well as their card says, and mistakes of deployment do not go unnoticed.
 
 Two gates stand behind every change of the pipeline: accuracy (mean IoU on 32 scenes within half a point of the card)
-and parity (99.8 % of pixels labelled as by eager torch). Every mutant must fail at one of them at least.
+and parity (99.95 % of pixels labelled as by eager torch). Every mutant must fail at one of them at least.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RECORD = json.loads((FOLDER / "scores.json").read_text(encoding="utf-8"))  # `ma
 CARD_SCENES = RECORD["data"]["images"]
 CARD_MIOU = 100 * RECORD["scores"][0]["miou"]["all"]
 MIOU_TOLERANCE = 0.5  # points
-LEAST_AGREEMENT = 0.998
+LEAST_AGREEMENT = 0.9995  # fp32 engines reach 0.99999
 
 Maps = list[npt.NDArray[Any]]
 
@@ -109,7 +109,12 @@ def failed_gates(tabletop: Tabletop, labels: Maps) -> set[str]:
         "accuracy": abs(miou(tabletop.scenes, labels) - CARD_MIOU) <= MIOU_TOLERANCE,
         "parity": agreement(labels, tabletop.torch_labels) >= LEAST_AGREEMENT,
     }
-    return {name for name, passed in gates.items() if not passed}
+    failed = {name for name, passed in gates.items() if not passed}
+    found, same = miou(tabletop.scenes, labels), agreement(labels, tabletop.torch_labels)
+    print(
+        f"mIoU {found:.2f} (card {CARD_MIOU:.2f}), {same:.4%} as torch: fails {', '.join(sorted(failed)) or 'nowhere'}"
+    )
+    return failed
 
 
 def test_the_card_is_true_through_onnx_runtime(tabletop: Tabletop) -> None:
@@ -158,8 +163,9 @@ def test_mutant_crops_one_token_off(tabletop: Tabletop, lga_merge: Callable[...,
     assert failed_gates(tabletop, tabletop.run())
 
 
-def test_mutant_overlaps_are_not_counted(tabletop: Tabletop, lga_merge: Callable[..., None]) -> None:
-    """Where two or four crops overlap, their features must be averaged, not added."""
+@pytest.mark.parametrize("divisor", [1, TINY.geometry.crops])
+def test_mutant_count_map_ignored(tabletop: Tabletop, lga_merge: Callable[..., None], divisor: int) -> None:
+    """Crops must be averaged over those that see a patch: not added up, not divided by how many there are at all."""
     grid, side, token_stride = TINY.geometry.grid, TINY.geometry.crop_grid, TINY.geometry.token_stride
     count = np.zeros((grid, grid, 1), np.float32)
     for top in range(0, grid - side + 1, token_stride):
@@ -168,7 +174,7 @@ def test_mutant_overlaps_are_not_counted(tabletop: Tabletop, lga_merge: Callable
 
     def mutant(real: Callable[..., Any], local: Any, whole: Any, *, stride: int) -> Any:
         average = real(local, None, stride=stride)
-        return (average * count.reshape(-1, 1) + whole) / 2
+        return (average * count.reshape(-1, 1) / divisor + whole) / 2
 
     lga_merge(mutant)
     assert failed_gates(tabletop, tabletop.run())
