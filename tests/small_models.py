@@ -23,6 +23,8 @@ SMALL = (
     "sam.global_attn_indexes=[1]",
     "sam.taps=[0,1]",
     "sam.pretrained_size=96",
+    "anyup.qk_dim=32",
+    "anyup.window_ratio=0.1",  # more than its own patch in a 6x6 grid
     # CLIP's tokenizer, as the large presets have it.
     "prompting.context_length=77",
     "text.vocab_size=49408",

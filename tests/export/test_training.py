@@ -250,8 +250,8 @@ def test_curves_are_drawn_once_a_step(tmp_path: Path) -> None:
 
 
 def test_anyup_starts_where_it_can_learn() -> None:
-    early = build_early(PRESETS["tiny"], 96)
-    early(torch.randn(1, 3, 96, 96), torch.randn(1, 36, 192)).square().sum().backward()
+    early = build_early(PRESETS["tiny"], 192)
+    early(torch.randn(1, 3, 192, 192), torch.randn(1, 144, 192)).square().sum().backward()
     gradient = early.anyup.cross_decode.cross_attn.attention.in_proj_weight.grad
     assert gradient is not None
     assert gradient.abs().max() > 1e-4
