@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.datasets import Identity
-from benchmarks.machine import Machine, slug
-from benchmarks.record import BundleIdentity
+from benchmarks.machine import slug
+from benchmarks.record import Entry, Run
 from runtime.geometry import Geometry
 from runtime.pipeline import Views
 
@@ -26,11 +25,7 @@ METHOD = {
 }
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Score(_Entry):
+class Score(Entry):
     """One contestant; shares are 0 to 1, None where there was nothing to measure.
 
     Attributes:
@@ -50,7 +45,7 @@ class Score(_Entry):
     class_iou: dict[str, float | None]
 
 
-class AccuracyRecord(_Entry):
+class AccuracyRecord(Run):
     """One bundle on one set of pictures.
 
     Attributes:
@@ -58,14 +53,6 @@ class AccuracyRecord(_Entry):
         without_torch: Why torch is not the reference; None if it is.
     """
 
-    schema_version: int = 1
-    date: str
-    command: str
-    machine: Machine
-    versions: dict[str, str]
-    load_average: tuple[tuple[float, ...] | None, tuple[float, ...] | None]
-    threads: int
-    bundle: BundleIdentity
     geometry: Geometry
     refinement: bool
     data: Identity

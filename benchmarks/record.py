@@ -23,11 +23,11 @@ METHOD = {
 }
 
 
-class _Entry(BaseModel):
+class Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class BundleIdentity(_Entry):
+class BundleIdentity(Entry):
     name: str
     manifest_sha256: str
     random_weights: bool
@@ -41,7 +41,7 @@ class BundleIdentity(_Entry):
         )
 
 
-class Workload(_Entry):
+class Workload(Entry):
     """`photo_size` is (height, width)."""
 
     photo: str
@@ -53,14 +53,11 @@ class Workload(_Entry):
     boundary: str = BOUNDARY
 
 
-class Record(_Entry):
-    """One run. Times in milliseconds, memory in MiB.
+class Run(Entry):
+    """What every result says of its run: when, how, where, with what.
 
     Attributes:
-        without_torch: Why torch was not measured; None if it was.
-        precision: By stage, read back from the engines.
-        agreement: Share of pixels that engine and torch label alike.
-        remarks: What a reader must know before quoting a number.
+        load_average: Before and after, over 1, 5 and 15 minutes; None where the system does not tell.
     """
 
     schema_version: int = 1
@@ -70,10 +67,22 @@ class Record(_Entry):
     versions: dict[str, str]
     load_average: tuple[tuple[float, ...] | None, tuple[float, ...] | None]
     threads: int
+    bundle: BundleIdentity
+
+
+class Record(Run):
+    """One latency run. Times in milliseconds, memory in MiB.
+
+    Attributes:
+        without_torch: Why torch was not measured; None if it was.
+        precision: By stage, read back from the engines.
+        agreement: Share of pixels that engine and torch label alike.
+        remarks: What a reader must know before quoting a number.
+    """
+
     backend: str
     asked_precision: str
     precision: dict[str, str]
-    bundle: BundleIdentity
     workload: Workload
     method: dict[str, str] = METHOD
     without_torch: str | None

@@ -60,17 +60,16 @@ def write_tokenizer(weights_dir: Path | None, size: int, destination: Path) -> N
         WeightsError: neither a tokenizer nor the vocabulary is found, the vocabulary is another one, or the tokenizer
             does not have the `size` tokens that the text encoder knows.
     """
-    own = None if weights_dir is None else weights_dir / TOKENIZER
-    if own is not None and own.is_file():
+    own = weights_dir / TOKENIZER if weights_dir is not None and (weights_dir / TOKENIZER).is_file() else None
+    source, found = "CLIP's tokenizer", _VOCABULARY_SIZE
+    if own is not None:
         source, found = str(own), Tokenizer.from_file(str(own)).get_vocab_size()
-    else:
-        source, found = "CLIP's tokenizer", _VOCABULARY_SIZE
     if found != size:
         raise WeightsError(
             f"{source} has {found} tokens, but the text encoder expects text.vocab_size={size}; "
             f"put the {TOKENIZER} that it was trained with beside the weights"
         )
-    if own is not None and own.is_file():
+    if own is not None:
         shutil.copyfile(own, destination)
     else:
         write_clip_tokenizer(find_bpe_vocabulary(weights_dir), destination)

@@ -218,8 +218,10 @@ def head(
     training, validation = scenes(work, "train", count, size), scenes(work, "val", 24, size)
     made_by = sha256(work / "align.pt")[:8] + sha256(work / "early.pt")[:8]
     features, checked = (
-        refined_features(alignment, anyup, photos, config.geometry, work / f"features-{name}-{made_by}.npy")
-        for name, photos in ((f"train-{count}", training), ("val", validation))
+        refined_features(
+            alignment, anyup, photos, config.geometry, work / f"features-{split}-{len(photos.images)}-{made_by}.npy"
+        )
+        for split, photos in (("train", training), ("val", validation))
     )
     with torch.inference_mode():
         text = alignment.text_encoder(vocabulary.all_ids.to(place)).clone()

@@ -59,8 +59,8 @@ class Alignment(nn.Module):
 
     def backbone_tokens(self, images: Tensor, window: Window | None = None) -> Tensor:
         """(B, 3, H, W) -> the backbone's tokens (B, prefix + N, D)."""
-        window = window or Window((images.shape[2] // PATCH, images.shape[3] // PATCH))
-        sin, cos = window.rope_tables(self.backbone, (images.shape[2] // PATCH, images.shape[3] // PATCH))
+        size = (images.shape[2] // PATCH, images.shape[3] // PATCH)
+        sin, cos = (window or Window(size)).rope_tables(self.backbone, size)
         tokens: Tensor = self.backbone(images, sin, cos)
         return tokens
 
