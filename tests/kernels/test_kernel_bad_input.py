@@ -76,7 +76,7 @@ BAD_MERGE = [
     ((None, None), "crop_features: got None, expected an array, because full_features is None too"),
     (
         (CROPS.astype(np.float16), FULL, 4),
-        "crop_features: got float16 array of shape (4, 36, 8), expected float32",
+        "full_features: got float32 array of shape (100, 8), expected float16",
     ),
     (
         (CROPS[0], FULL, 4),
