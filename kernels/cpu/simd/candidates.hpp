@@ -12,7 +12,7 @@
 namespace kernels {
 namespace {
 
-constexpr int kTilesAtOnce = 64, kMostCandidates = 256;
+constexpr int kTilesAtOnce = 64, kMostCandidates = 256, kClassesAhead = 4;
 
 // Of tiles side by side in one band. A tile with more than `limit` classes has all of them.
 struct Candidates {
@@ -25,6 +25,14 @@ struct Candidates {
 template <typename T>
 const T* logits_at(const ArgmaxPlan& plan, std::int64_t k, std::int64_t row) {
     return static_cast<const T*>(plan.logits.data) + k * plan.logits.class_stride + row * plan.logits.row_stride;
+}
+
+// The rows of a class are far from those of the next: processors do not foresee them.
+template <typename T>
+KERNELS_INLINE void prefetch(const ArgmaxPlan& plan, const ArgmaxBand& band, std::int64_t k, std::int64_t column) {
+    if (k >= plan.logits.shape.classes) return;
+    __builtin_prefetch(logits_at<T>(plan, k, band.top) + column);
+    __builtin_prefetch(logits_at<T>(plan, k, band.bottom) + column);
 }
 
 KERNELS_INLINE Floats relaxed(Floats least) {
@@ -82,6 +90,7 @@ std::int64_t find_candidates(const ArgmaxPlan& plan, const ArgmaxBand& band, std
     }
     for (std::int64_t k = 0; k < classes; ++k)
         for (std::int64_t t = 0; t < tiles; ++t) {
+            prefetch<T>(plan, band, k + kClassesAhead, plan.tiles[first + t].column);
             const Bounds bounds = bounds_at<T>(plan, band, plan.tiles[first + t], k, next);
             const bool below = !any(~(bounds.most < found.floor[t]));
             found.floor[t] = most_of(relaxed(bounds.least), found.floor[t]);

@@ -33,23 +33,28 @@ constexpr int kLanes = 4;
 using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Ints = std::int32_t __attribute__((vector_size(4 * kLanes)));
 using Words = std::uint32_t __attribute__((vector_size(4 * kLanes)));
+using Shorts = std::uint16_t __attribute__((vector_size(2 * kLanes)));
+using Bytes = std::uint8_t __attribute__((vector_size(kLanes)));
 
 constexpr float kInfinity = __builtin_inff();
 
 KERNELS_INLINE Floats broadcast(float value) { return value - Floats{}; }
 KERNELS_INLINE Ints broadcast(std::int32_t value) { return value - Ints{}; }
 
-// memcpy of a known size becomes one unaligned move.
+// Unaligned, and whatever the memory is declared as.
+template <typename Vector>
+struct Anywhere {
+    Vector value;
+} __attribute__((packed, may_alias));
+
 template <typename Vector, typename T>
 KERNELS_INLINE Vector load_raw(const T* from) {
-    Vector vector;
-    __builtin_memcpy(&vector, from, sizeof(Vector));
-    return vector;
+    return reinterpret_cast<const Anywhere<Vector>*>(from)->value;
 }
 
 template <typename Vector, typename T>
 KERNELS_INLINE void store_raw(T* to, Vector vector) {
-    __builtin_memcpy(to, &vector, sizeof(Vector));
+    reinterpret_cast<Anywhere<Vector>*>(to)->value = vector;
 }
 
 // Where either is NaN: the second, as in the comparison they are written with.

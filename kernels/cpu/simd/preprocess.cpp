@@ -7,7 +7,6 @@ namespace kernels {
 namespace {
 
 using Pixel = float __attribute__((vector_size(16)));  // three channels and one lane of no meaning
-using Bytes = std::uint8_t __attribute__((vector_size(kLanes)));
 
 KERNELS_INLINE Floats load_bytes(const std::uint8_t* from) {
 #if defined(__AVX512F__)

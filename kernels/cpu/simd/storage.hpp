@@ -13,8 +13,6 @@ struct Bfloat {
     std::uint16_t bits;
 };
 
-using Shorts = std::uint16_t __attribute__((vector_size(2 * kLanes)));
-
 KERNELS_INLINE Words widen(Shorts bits) { return __builtin_convertvector(bits, Words); }
 KERNELS_INLINE Shorts narrow(Words bits) { return __builtin_convertvector(bits, Shorts); }
 

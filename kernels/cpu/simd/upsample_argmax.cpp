@@ -11,6 +11,8 @@ constexpr int kRows = 8;         // of one patch
 constexpr int kBlock = 256;      // classes gathered at a time
 constexpr int kWorthwhile = 4;   // vectors of pixels in a tile: below, the bounds cost more than they save
 
+constexpr int kGatherAhead = 16;
+
 struct ClassList {
     const std::uint16_t* classes;
     std::int64_t count;
@@ -19,8 +21,8 @@ struct ClassList {
 // The best so far in a few rows of a few windows.
 struct Patch {
     std::int64_t row, rows, window, windows;
-    float best[kRows][kWindows * kLanes];
-    std::int32_t label[kRows][kWindows * kLanes];
+    Floats best[kRows][kWindows];
+    Ints label[kRows][kWindows];
 };
 
 // Which of two is kept. `Careful` is `wins` of the header: anything beats NaN. The other never takes -infinity or
@@ -31,9 +33,15 @@ KERNELS_INLINE Ints better(Floats value, Floats best) {
     return value > best;
 }
 
+template <bool Careful>
+KERNELS_INLINE Floats nothing_yet() {
+    return broadcast(Careful ? __builtin_nanf("") : -kInfinity);
+}
+
 // `values`: for every class, the tile's lanes of the upper and of the lower row. Vertical first, as the reference.
 template <int Windows, bool Careful>
-void best_of_row(const ArgmaxPlan& plan, Patch& patch, std::int64_t row, const float* values, const ClassList& list) {
+void best_of_row(const ArgmaxPlan& plan, Patch& patch, std::int64_t row, const float* values, const ClassList& list,
+                 bool begins) {
     Floats best[Windows], left_weight[Windows], right_weight[Windows];
     Ints label[Windows], left[Windows], right[Windows];
     for (int i = 0; i < Windows; ++i) {
@@ -42,8 +50,8 @@ void best_of_row(const ArgmaxPlan& plan, Patch& patch, std::int64_t row, const f
         right[i] = load_raw<Ints>(plan.right + at);
         left_weight[i] = load(plan.left_weight + at);
         right_weight[i] = load(plan.right_weight + at);
-        best[i] = load(patch.best[row] + i * kLanes);
-        label[i] = load_raw<Ints>(patch.label[row] + i * kLanes);
+        best[i] = begins ? nothing_yet<Careful>() : patch.best[row][i];
+        label[i] = begins ? Ints{} : patch.label[row][i];
     }
     const Floats top_weight = broadcast(plan.top_weight[patch.row + row]);
     const Floats bottom_weight = broadcast(plan.bottom_weight[patch.row + row]);
@@ -59,8 +67,8 @@ void best_of_row(const ArgmaxPlan& plan, Patch& patch, std::int64_t row, const f
         }
     }
     for (int i = 0; i < Windows; ++i) {
-        store(patch.best[row] + i * kLanes, best[i]);
-        store_raw(patch.label[row] + i * kLanes, label[i]);
+        patch.best[row][i] = best[i];
+        patch.label[row][i] = label[i];
     }
 }
 
@@ -69,6 +77,7 @@ void gather(const ArgmaxPlan& plan, const ArgmaxBand& band, const ArgmaxTile& ti
             float* values) {
     const std::int64_t columns = plan.logits.shape.width;
     for (std::int64_t n = 0; n < list.count; ++n, values += 2 * kLanes) {
+        if (n + kGatherAhead < list.count) prefetch<T>(plan, band, list.classes[n + kGatherAhead], tile.column);
         const T* const top = logits_at<T>(plan, list.classes[n], band.top) + tile.column;
         const T* const bottom = logits_at<T>(plan, list.classes[n], band.bottom) + tile.column;
         store(values, columns >= kLanes ? load(top) : load_some(top, columns));
@@ -77,46 +86,49 @@ void gather(const ArgmaxPlan& plan, const ArgmaxBand& band, const ArgmaxTile& ti
 }
 
 template <typename T, bool Careful>
-void best_of_patch(const ArgmaxPlan& plan, const ArgmaxBand& band, const ArgmaxTile& tile, ClassList list,
+void best_of_patch(const ArgmaxPlan& plan, const ArgmaxBand& band, const ArgmaxTile& tile, const ClassList& list,
                    Patch& patch) {
     float values[kBlock * 2 * kLanes];
-    for (std::int64_t row = 0; row < patch.rows; ++row)
-        for (std::int64_t i = 0; i < patch.windows * kLanes; ++i) {
-            patch.best[row][i] = Careful ? __builtin_nanf("") : -kInfinity;
-            patch.label[row][i] = 0;
-        }
-    for (; list.count > 0; list.classes += kBlock, list.count -= kBlock) {
-        const ClassList block{list.classes, list.count < kBlock ? list.count : kBlock};
+    for (std::int64_t done = 0; done < list.count; done += kBlock) {
+        const ClassList block{list.classes + done, list.count - done < kBlock ? list.count - done : kBlock};
         gather<T>(plan, band, tile, block, values);
         for (std::int64_t row = 0; row < patch.rows; ++row) switch (patch.windows) {
-                case 1: best_of_row<1, Careful>(plan, patch, row, values, block); break;
-                case 2: best_of_row<2, Careful>(plan, patch, row, values, block); break;
-                case 3: best_of_row<3, Careful>(plan, patch, row, values, block); break;
-                default: best_of_row<4, Careful>(plan, patch, row, values, block);
+                case 1: best_of_row<1, Careful>(plan, patch, row, values, block, done == 0); break;
+                case 2: best_of_row<2, Careful>(plan, patch, row, values, block, done == 0); break;
+                case 3: best_of_row<3, Careful>(plan, patch, row, values, block, done == 0); break;
+                default: best_of_row<4, Careful>(plan, patch, row, values, block, done == 0);
             }
     }
 }
 
-bool every_pixel_has_a_winner(const ArgmaxPlan& plan, const Patch& patch) {
+bool every_pixel_has_a_winner(const Patch& patch) {
+    Ints without = {};
     for (std::int64_t row = 0; row < patch.rows; ++row)
-        for (std::int64_t i = 0; i < patch.windows; ++i)
-            for (std::int64_t lane = 0; lane < plan.windows[patch.window + i].count; ++lane)
-                if (patch.best[row][i * kLanes + lane] == -kInfinity) return false;
-    return true;
+        for (std::int64_t i = 0; i < patch.windows; ++i) without |= patch.best[row][i] == broadcast(-kInfinity);
+    return !any(without);
 }
 
+KERNELS_INLINE void store_labels(std::uint8_t* to, Ints labels) { store_raw(to, __builtin_convertvector(labels, Bytes)); }
+KERNELS_INLINE void store_labels(std::uint16_t* to, Ints labels) {
+    store_raw(to, __builtin_convertvector(labels, Shorts));
+}
+
+// Lanes beyond a window's pixels may be written where the row has room: the next window comes after.
 template <typename Label>
 void put(const ArgmaxPlan& plan, const Patch& patch) {
     for (std::int64_t row = 0; row < patch.rows; ++row)
         for (std::int64_t i = 0; i < patch.windows; ++i) {
-            const ArgmaxWindow& window = plan.windows[patch.window + i];
-            const std::int64_t at = (patch.row + row) * plan.out.shape.width + window.x;
-            for (std::int64_t lane = 0; lane < window.count; ++lane)
-                static_cast<Label*>(plan.out.labels)[at + lane] =
-                    static_cast<Label>(patch.label[row][i * kLanes + lane]);
-            if (plan.out.scores)
-                __builtin_memcpy(plan.out.scores + at, patch.best[row] + i * kLanes,
-                                 static_cast<std::size_t>(window.count) * sizeof(float));
+            const std::int64_t x = plan.windows[patch.window + i].x, room = plan.out.shape.width - x;
+            const std::int64_t at = (patch.row + row) * plan.out.shape.width + x;
+            Label* const labels = static_cast<Label*>(plan.out.labels) + at;
+            if (room >= kLanes) {
+                store_labels(labels, patch.label[row][i]);
+            } else {
+                Label lanes[kLanes];
+                store_labels(lanes, patch.label[row][i]);
+                __builtin_memcpy(labels, lanes, static_cast<std::size_t>(room) * sizeof(Label));
+            }
+            if (plan.out.scores) store_some(plan.out.scores + at, patch.best[row][i], room < kLanes ? room : kLanes);
         }
 }
 
@@ -128,7 +140,7 @@ void label_tile(const ArgmaxPlan& plan, const ArgmaxBand& band, const ArgmaxTile
         for (patch.window = tile.first_window; patch.window < tile.last_window; patch.window += kWindows) {
             patch.windows = tile.last_window - patch.window < kWindows ? tile.last_window - patch.window : kWindows;
             best_of_patch<T, false>(plan, band, tile, list, patch);
-            if (!every_pixel_has_a_winner(plan, patch))
+            if (!every_pixel_has_a_winner(patch))
                 best_of_patch<T, true>(plan, band, tile, {plan.classes, plan.logits.shape.classes}, patch);
             if (plan.out.label_bytes == 1)
                 put<std::uint8_t>(plan, patch);
