@@ -155,9 +155,9 @@ def output(
     name: str, buffer: Any, shape: tuple[int, ...], dtype: DTypeLike, *not_touching: NDArray[Any] | None
 ) -> NDArray[Any]:
     """`buffer` if it can hold the result, or a new array where it is None."""
-    if buffer is None:
-        return np.empty(shape, dtype)
     wanted = np.dtype(dtype)
+    if buffer is None:
+        return _on_a_cache_line(shape, wanted)
     if not isinstance(buffer, np.ndarray) or buffer.dtype != wanted or buffer.shape != shape:
         fail(name, buffer, f"{wanted} array of shape {shape}")
     if not (buffer.flags.c_contiguous and buffer.flags.aligned):
@@ -167,3 +167,11 @@ def output(
     if any(np.may_share_memory(buffer, other) for other in not_touching if other is not None):
         raise ValueError(f"{name}: got memory that another argument uses too, expected memory of its own")
     return buffer
+
+
+def _on_a_cache_line(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """np.empty that begins at a multiple of 64 bytes, where whole rows can be written past the caches."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    return memory[begin : begin + size].view(dtype).reshape(shape)

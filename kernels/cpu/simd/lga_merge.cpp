@@ -56,21 +56,19 @@ KERNELS_INLINE Floats mean_at(const Sources<T>& sources, std::int64_t c, Load lo
 
 template <int Down, int Across, typename T, typename Out>
 void merge_token(const Sources<T>& sources, std::int64_t channels, bool streamed, Out* merged) {
-    const auto some = [&](std::int64_t c, std::int64_t count) {
-        const auto load_lanes = [count](const T* from) { return load_some(from, count); };
-        store_some(merged + c, mean_at<Down, Across>(sources, c, load_lanes), count);
+    const auto whole = [](const T* from) { return load(from); };
+    const auto ordinary = [&](std::int64_t c, std::int64_t end) {
+        for (; c + kLanes <= end; c += kLanes) store(merged + c, mean_at<Down, Across>(sources, c, whole));
+        const std::int64_t rest = end - c;
+        const auto part = [rest](const T* from) { return load_some(from, rest); };
+        if (rest > 0) store_some(merged + c, mean_at<Down, Across>(sources, c, part), rest);
     };
-    const auto load_lanes = [](const T* from) { return load(from); };
-    std::int64_t c = 0;
-    if (streamed) {
-        c = until_aligned(merged, channels);
-        for (std::int64_t at = 0; at < c; at += kLanes) some(at, c - at < kLanes ? c - at : kLanes);
-        for (; c + kLanes <= channels; c += kLanes)
-            stream(merged + c, mean_at<Down, Across>(sources, c, load_lanes));
-    } else {
-        for (; c + kLanes <= channels; c += kLanes) store(merged + c, mean_at<Down, Across>(sources, c, load_lanes));
-    }
-    if (c < channels) some(c, channels - c);
+    if (!streamed) return ordinary(0, channels);
+    const Lines lines = whole_lines(merged, channels);
+    ordinary(0, lines.first);
+    for (std::int64_t c = lines.first; c < lines.last; c += kLanes)
+        stream(merged + c, mean_at<Down, Across>(sources, c, whole));
+    ordinary(lines.last, channels);
 }
 
 template <typename T, typename Out>

@@ -123,15 +123,16 @@ void across(const ResizePlan& plan, Scratch& scratch) {
     }
 }
 
+void copy(const float* from, std::int64_t count, float* to) {
+    __builtin_memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
+}
+
 void put(const float* from, std::int64_t count, bool streamed, float* to) {
-    if (!streamed) {
-        __builtin_memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
-        return;
-    }
-    std::int64_t i = until_aligned(to, count);
-    __builtin_memcpy(to, from, static_cast<std::size_t>(i) * sizeof(float));
-    for (; i + kLanes <= count; i += kLanes) stream(to + i, load(from + i));
-    __builtin_memcpy(to + i, from + i, static_cast<std::size_t>(count - i) * sizeof(float));
+    if (!streamed) return copy(from, count, to);
+    const Lines lines = whole_lines(to, count);
+    copy(from, lines.first, to);
+    for (std::int64_t i = lines.first; i < lines.last; i += kLanes) stream(to + i, load(from + i));
+    copy(from + lines.last, count - lines.last, to + lines.last);
 }
 
 // A finished row goes to the image and to every crop that covers it, while it is still in cache.

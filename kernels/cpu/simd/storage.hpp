@@ -86,13 +86,18 @@ KERNELS_INLINE void store_some(T* to, Floats values, std::int64_t count) {
     __builtin_memcpy(to, lanes, static_cast<std::size_t>(count) * sizeof(T));
 }
 
-// Elements before `to` is aligned for `stream`; `most` if that never happens.
+// The whole cache lines of [to, to + count): [first, last). Only these are streamed: a line streamed in part costs more
+// than an ordinary store.
+struct Lines {
+    std::int64_t first, last;
+};
+
 template <typename T>
-KERNELS_INLINE std::int64_t until_aligned(const T* to, std::int64_t most) {
-    constexpr std::size_t vector = sizeof(T) * kLanes;
-    const std::size_t past = reinterpret_cast<std::uintptr_t>(to) % vector;
-    const std::int64_t count = static_cast<std::int64_t>((vector - past) % vector / sizeof(T));
-    return count < most ? count : most;
+KERNELS_INLINE Lines whole_lines(const T* to, std::int64_t count) {
+    constexpr std::int64_t line = 64 / sizeof(T);
+    const std::int64_t past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(to) % 64 / sizeof(T));
+    const std::int64_t first = past == 0 ? 0 : line - past;
+    return first > count ? Lines{count, count} : Lines{first, first + (count - first) / line * line};
 }
 
 }  // namespace
