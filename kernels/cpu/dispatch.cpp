@@ -4,9 +4,9 @@
 #include <stdexcept>
 
 // One line for each instruction set that CMakeLists.txt compiles for.
-#define KERNELS_DECLARE(name)                \
-    namespace kernels::name {                \
-    extern const Instructions instructions;  \
+#define KERNELS_DECLARE(name)               \
+    namespace kernels::name {               \
+    extern const Instructions instructions; \
     }
 #if defined(KERNELS_X86)
 KERNELS_DECLARE(avx512)

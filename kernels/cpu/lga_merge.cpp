@@ -14,10 +14,9 @@ void lga_merge(const TokenGrid& tokens, const MergeOptions& options, const void*
     plan.scratch = options.normalize || options.channels_first ? kTokens * plan.padded : 0;
 
     const Instructions& chosen = instructions();
-    for_parts<float>(cells, 4 * kTokens, static_cast<double>(elements), plan.scratch,
-                     [&](std::int64_t first, std::int64_t last, float* scratch) {
-                         chosen.merge_cells(plan, first, last, scratch);
-                     });
+    for_parts<float>(
+        cells, 4 * kTokens, static_cast<double>(elements), plan.scratch,
+        [&](std::int64_t first, std::int64_t last, float* scratch) { chosen.merge_cells(plan, first, last, scratch); });
 }
 
 }  // namespace kernels

@@ -7,7 +7,7 @@
 
 namespace kernels {
 
-constexpr double kWorthThreads = 1e6;           // nanoseconds
+constexpr double kWorthThreads = 1e6;              // nanoseconds
 constexpr std::int64_t kWorthStreaming = 8 << 20;  // bytes: more than a core's caches hold
 
 // Calls do_part(first, last, scratch) for consecutive parts of [0, count), each `part` long. The result must not depend

@@ -25,8 +25,8 @@ struct MergePlan {
 
 // Logits columns that one vector load brings, and the cells between them whose pixels it serves.
 struct ArgmaxTile {
-    std::int64_t column;                  // the first of them
-    std::int64_t first_cell, last_cell;   // relative to it
+    std::int64_t column;                 // the first of them
+    std::int64_t first_cell, last_cell;  // relative to it
     std::int64_t first_window, last_window;
 };
 
@@ -49,9 +49,9 @@ struct ArgmaxPlan {
     const ArgmaxTile* tiles;
     std::int64_t tile_count;
     const ArgmaxWindow* windows;
-    const std::int32_t *left, *right;             // by pixel of a window: columns of its tile
-    const float *left_weight, *right_weight;      // by pixel of a window
-    const float *top_weight, *bottom_weight;      // by output row
+    const std::int32_t *left, *right;         // by pixel of a window: columns of its tile
+    const float *left_weight, *right_weight;  // by pixel of a window
+    const float *top_weight, *bottom_weight;  // by output row
 };
 
 // One axis: output i is the weighted sum of inputs first[i] to first[i] + count[i]; its weights begin at
@@ -73,7 +73,7 @@ struct ResizePlan {
     ResizeAxis rows, columns;
     std::int64_t padded_size;  // a multiple of 4: the tables of `columns` go on to there
     float *image, *crops;
-    bool stream;  // the result is larger than the caches
+    bool stream;                                          // the result is larger than the caches
     std::int64_t blended_floats, line_floats, row_bytes;  // of a thread's scratch: once, three times, twice
 };
 

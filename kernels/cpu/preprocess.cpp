@@ -69,8 +69,7 @@ Axis axis_of(std::int64_t in_size, std::int64_t out_size, bool antialias) {
 void describe_pixels(ResizePlan& plan) {
     Photo& photo = plan.photo;
     const bool reversed = photo.channel_stride == -1;
-    plan.in_place =
-        (photo.channel_stride == 1 || reversed) && (photo.column_stride == 3 || photo.column_stride == 4);
+    plan.in_place = (photo.channel_stride == 1 || reversed) && (photo.column_stride == 3 || photo.column_stride == 4);
     plan.pitch = plan.in_place ? photo.column_stride : 3;
     for (int c = 0; c < 3; ++c) plan.plane[c] = plan.in_place && reversed ? 2 - c : c;
     if (plan.in_place && reversed) photo.data -= 2;
@@ -93,8 +92,8 @@ void preprocess(const Photo& photo, const CropGeometry& geometry, bool antialias
     plan.image = image;
     plan.crops = crops;
     describe_pixels(plan);
-    const std::int64_t pixels = size * size + geometry.crops_per_axis() * geometry.crops_per_axis() * geometry.crop *
-                                                  geometry.crop;
+    const std::int64_t pixels =
+        size * size + geometry.crops_per_axis() * geometry.crops_per_axis() * geometry.crop * geometry.crop;
     plan.stream = pixels * 3 * static_cast<std::int64_t>(sizeof(float)) >= kWorthStreaming;
     plan.blended_floats = plan.pitch * (photo.width + plan.columns.width) + 4;
     plan.line_floats = padded;

@@ -9,8 +9,8 @@
 namespace kernels {
 namespace {
 
-constexpr std::int64_t kBandRows = 64;   // at most: few rows of logits must not mean few parts
-constexpr std::int64_t kBandsAPart = 8;  // the first of them tells whether pruning pays in the others
+constexpr std::int64_t kBandRows = 64;      // at most: few rows of logits must not mean few parts
+constexpr std::int64_t kBandsAPart = 8;     // the first of them tells whether pruning pays in the others
 constexpr double kNanosecondsAClass = 0.1;  // and pixel, about
 
 struct ColumnTables {

@@ -55,8 +55,8 @@ KERNELS_INLINE Bounds bounds_of(Floats top, Floats bottom, Ints next) {
 template <typename T>
 KERNELS_INLINE Bounds bounds_at(const ArgmaxPlan& plan, const ArgmaxBand& band, const ArgmaxTile& tile, std::int64_t k,
                                 Ints next) {
-    const T *top = logits_at<T>(plan, k, band.top) + tile.column, *bottom =
-                                                                      logits_at<T>(plan, k, band.bottom) + tile.column;
+    const T *top = logits_at<T>(plan, k, band.top) + tile.column,
+            *bottom = logits_at<T>(plan, k, band.bottom) + tile.column;
     if (plan.logits.shape.width >= kLanes) return bounds_of(load(top), load(bottom), next);
     const std::int64_t columns = plan.logits.shape.width;
     return bounds_of(load_some(top, columns), load_some(bottom, columns), next);

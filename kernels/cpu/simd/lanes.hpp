@@ -99,7 +99,8 @@ template <typename Vector>
 KERNELS_INLINE void stream_raw(void* to, Vector vector) {
 #if defined(__SSE2__)
     if constexpr (sizeof(Vector) == 16) _mm_stream_si128(static_cast<__m128i*>(to), reinterpret_cast<__m128i>(vector));
-    if constexpr (sizeof(Vector) == 8) _mm_stream_si64(static_cast<long long*>(to), reinterpret_cast<long long>(vector));
+    if constexpr (sizeof(Vector) == 8)
+        _mm_stream_si64(static_cast<long long*>(to), reinterpret_cast<long long>(vector));
 #endif
 #if defined(__AVX2__)
     if constexpr (sizeof(Vector) == 32)

@@ -78,16 +78,26 @@ using Merge = void (*)(const Sources<T>&, std::int64_t, bool, Out*);
 template <typename T, typename Out>
 Merge<T, Out> merge_for(const Sources<T>& sources) {
     switch (sources.down <= 3 && sources.across <= 3 ? sources.down * 4 + sources.across : 0) {
-        case 5: return merge_token<1, 1, T, Out>;
-        case 6: return merge_token<1, 2, T, Out>;
-        case 7: return merge_token<1, 3, T, Out>;
-        case 9: return merge_token<2, 1, T, Out>;
-        case 10: return merge_token<2, 2, T, Out>;
-        case 11: return merge_token<2, 3, T, Out>;
-        case 13: return merge_token<3, 1, T, Out>;
-        case 14: return merge_token<3, 2, T, Out>;
-        case 15: return merge_token<3, 3, T, Out>;
-        default: return merge_token<0, 0, T, Out>;
+        case 5:
+            return merge_token<1, 1, T, Out>;
+        case 6:
+            return merge_token<1, 2, T, Out>;
+        case 7:
+            return merge_token<1, 3, T, Out>;
+        case 9:
+            return merge_token<2, 1, T, Out>;
+        case 10:
+            return merge_token<2, 2, T, Out>;
+        case 11:
+            return merge_token<2, 3, T, Out>;
+        case 13:
+            return merge_token<3, 1, T, Out>;
+        case 14:
+            return merge_token<3, 2, T, Out>;
+        case 15:
+            return merge_token<3, 3, T, Out>;
+        default:
+            return merge_token<0, 0, T, Out>;
     }
 }
 
@@ -166,9 +176,12 @@ void merge_stored(const MergePlan& plan, std::int64_t first, std::int64_t last, 
 
 void KERNELS_ISA::merge_cells(const MergePlan& plan, std::int64_t first, std::int64_t last, float* scratch) {
     switch (plan.options.storage) {
-        case Storage::float32: return merge_stored<float>(plan, first, last, scratch);
-        case Storage::float16: return merge_stored<Half>(plan, first, last, scratch);
-        case Storage::bfloat16: return merge_stored<Bfloat>(plan, first, last, scratch);
+        case Storage::float32:
+            return merge_stored<float>(plan, first, last, scratch);
+        case Storage::float16:
+            return merge_stored<Half>(plan, first, last, scratch);
+        case Storage::bfloat16:
+            return merge_stored<Bfloat>(plan, first, last, scratch);
     }
 }
 

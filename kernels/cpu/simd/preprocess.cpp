@@ -77,7 +77,8 @@ void blend_two(const std::uint8_t* top, const std::uint8_t* bottom, const float*
     const Floats a = broadcast(weights[0]), b = broadcast(weights[1]);
     std::int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) store(sum + i, a * load_bytes(top + i) + b * load_bytes(bottom + i));
-    for (; i < count; ++i) sum[i] = weights[0] * static_cast<float>(top[i]) + weights[1] * static_cast<float>(bottom[i]);
+    for (; i < count; ++i)
+        sum[i] = weights[0] * static_cast<float>(top[i]) + weights[1] * static_cast<float>(bottom[i]);
 }
 
 void blend(const ResizePlan& plan, std::int64_t y, Scratch& scratch) {
@@ -114,7 +115,8 @@ void across(const ResizePlan& plan, Scratch& scratch) {
     }
     for (std::int64_t x = 0; x < plan.padded_size; x += 4) {
         const Pixel a = pixel_at<Width>(plan, scratch.blended, x), b = pixel_at<Width>(plan, scratch.blended, x + 1);
-        const Pixel c = pixel_at<Width>(plan, scratch.blended, x + 2), d = pixel_at<Width>(plan, scratch.blended, x + 3);
+        const Pixel c = pixel_at<Width>(plan, scratch.blended, x + 2),
+                    d = pixel_at<Width>(plan, scratch.blended, x + 3);
         const Pixel ac = interleave_low(a, c), bd = interleave_low(b, d);
         const Pixel last = interleave_low(interleave_high(a, c), interleave_high(b, d));
         store_raw(line[0] + x, interleave_low(ac, bd) * gain[0] + offset[0]);

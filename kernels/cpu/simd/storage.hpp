@@ -59,9 +59,7 @@ KERNELS_INLINE Shorts to_bfloat(Floats values) {
 
 KERNELS_INLINE Floats load(const float* from) { return load_raw<Floats>(from); }
 KERNELS_INLINE Floats load(const Half* from) { return from_half(load_raw<Shorts>(from)); }
-KERNELS_INLINE Floats load(const Bfloat* from) {
-    return reinterpret_cast<Floats>(widen(load_raw<Shorts>(from)) << 16);
-}
+KERNELS_INLINE Floats load(const Bfloat* from) { return reinterpret_cast<Floats>(widen(load_raw<Shorts>(from)) << 16); }
 
 KERNELS_INLINE void store(float* to, Floats values) { store_raw(to, values); }
 KERNELS_INLINE void store(Half* to, Floats values) { store_raw(to, to_half(values)); }

@@ -6,10 +6,10 @@
 namespace kernels {
 namespace {
 
-constexpr int kWindows = 4;      // side by side in one patch
-constexpr int kRows = 8;         // of one patch
-constexpr int kBlock = 256;      // classes gathered at a time
-constexpr int kWorthwhile = 4;   // vectors of pixels in a tile: below, the bounds cost more than they save
+constexpr int kWindows = 4;     // side by side in one patch
+constexpr int kRows = 8;        // of one patch
+constexpr int kBlock = 256;     // classes gathered at a time
+constexpr int kWorthwhile = 4;  // vectors of pixels in a tile: below, the bounds cost more than they save
 
 constexpr int kGatherAhead = 16;
 
@@ -60,7 +60,8 @@ void best_of_row(const ArgmaxPlan& plan, Patch& patch, std::int64_t row, const f
         const Ints k = broadcast(static_cast<std::int32_t>(list.classes[n]));
         values += 2 * kLanes;
         for (int i = 0; i < Windows; ++i) {
-            const Floats value = left_weight[i] * permute(column, left[i]) + right_weight[i] * permute(column, right[i]);
+            const Floats value =
+                left_weight[i] * permute(column, left[i]) + right_weight[i] * permute(column, right[i]);
             const Ints wins = better<Careful>(value, best[i]);
             best[i] = wins ? value : best[i];
             label[i] = wins ? k : label[i];
@@ -93,10 +94,17 @@ void best_of_patch(const ArgmaxPlan& plan, const ArgmaxBand& band, const ArgmaxT
         const ClassList block{list.classes + done, list.count - done < kBlock ? list.count - done : kBlock};
         gather<T>(plan, band, tile, block, values);
         for (std::int64_t row = 0; row < patch.rows; ++row) switch (patch.windows) {
-                case 1: best_of_row<1, Careful>(plan, patch, row, values, block, done == 0); break;
-                case 2: best_of_row<2, Careful>(plan, patch, row, values, block, done == 0); break;
-                case 3: best_of_row<3, Careful>(plan, patch, row, values, block, done == 0); break;
-                default: best_of_row<4, Careful>(plan, patch, row, values, block, done == 0);
+                case 1:
+                    best_of_row<1, Careful>(plan, patch, row, values, block, done == 0);
+                    break;
+                case 2:
+                    best_of_row<2, Careful>(plan, patch, row, values, block, done == 0);
+                    break;
+                case 3:
+                    best_of_row<3, Careful>(plan, patch, row, values, block, done == 0);
+                    break;
+                default:
+                    best_of_row<4, Careful>(plan, patch, row, values, block, done == 0);
             }
     }
 }
@@ -108,7 +116,9 @@ bool every_pixel_has_a_winner(const Patch& patch) {
     return !any(without);
 }
 
-KERNELS_INLINE void store_labels(std::uint8_t* to, Ints labels) { store_raw(to, __builtin_convertvector(labels, Bytes)); }
+KERNELS_INLINE void store_labels(std::uint8_t* to, Ints labels) {
+    store_raw(to, __builtin_convertvector(labels, Bytes));
+}
 KERNELS_INLINE void store_labels(std::uint16_t* to, Ints labels) {
     store_raw(to, __builtin_convertvector(labels, Shorts));
 }
@@ -166,8 +176,7 @@ void label_stored(const ArgmaxPlan& plan, std::int64_t first, std::int64_t last)
         const bool prune = pays && pruning_may_pay(plan, band);
         std::int64_t kept = 0;
         for (std::int64_t begin = 0; begin < plan.tile_count; begin += kTilesAtOnce) {
-            const std::int64_t end =
-                begin + kTilesAtOnce < plan.tile_count ? begin + kTilesAtOnce : plan.tile_count;
+            const std::int64_t end = begin + kTilesAtOnce < plan.tile_count ? begin + kTilesAtOnce : plan.tile_count;
             if (prune) kept += find_candidates<T>(plan, band, begin, end, found);
             for (std::int64_t t = begin; t < end; ++t) {
                 const bool pruned = prune && found.count[t - begin] <= found.limit;
@@ -183,9 +192,12 @@ void label_stored(const ArgmaxPlan& plan, std::int64_t first, std::int64_t last)
 
 void KERNELS_ISA::label_bands(const ArgmaxPlan& plan, std::int64_t first, std::int64_t last) {
     switch (plan.logits.storage) {
-        case Storage::float32: return label_stored<float>(plan, first, last);
-        case Storage::float16: return label_stored<Half>(plan, first, last);
-        case Storage::bfloat16: return label_stored<Bfloat>(plan, first, last);
+        case Storage::float32:
+            return label_stored<float>(plan, first, last);
+        case Storage::float16:
+            return label_stored<Half>(plan, first, last);
+        case Storage::bfloat16:
+            return label_stored<Bfloat>(plan, first, last);
     }
 }
 
