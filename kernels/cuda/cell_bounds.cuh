@@ -15,13 +15,13 @@ struct Bounds {
 // `least`, `most` and `sum` of the four corners. A blend of four values with rounded weights leaves [least, most] by
 // at most 7 roundings (2^-24 of the largest magnitude each, or the smallest denormal); 16 are allowed for.
 //   lower: NaN where a corner is not finite, because such a class is sure of nothing.
-//   upper: never below any value the class takes. NaN only if all corners are, and then it never wins.
+//   upper: never below any value the class takes. NaN where all corners are NaN or -inf; -inf does for those.
 KERNELS_HOST_DEVICE inline Bounds cell_bounds(float least, float most, float sum) {
     constexpr float kRounding = 1.0f / (1 << 20), kDenormals = 1e-37f;
     const float magnitude = fabsf(least) + fabsf(most) + kDenormals;
     Bounds bounds;
     bounds.lower = fmaf(0.0f, sum, fmaf(-kRounding, magnitude, least));
-    bounds.upper = fmaxf(most, fmaf(kRounding, magnitude, most));  // fmaxf: all -inf gives -inf + inf
+    bounds.upper = fmaf(kRounding, magnitude, most);
     return bounds;
 }
 

@@ -75,7 +75,7 @@ __device__ void bound_cells(const float (&top)[COUNT + 1], const float (&bottom)
         const float next_least = fminf(top[i + 1], bottom[i + 1]), next_most = fmaxf(top[i + 1], bottom[i + 1]);
         const float next_sum = top[i + 1] + bottom[i + 1];
         const Bounds bounds = cell_bounds(fminf(least, next_least), fmaxf(most, next_most), sum + next_sum);
-        lower[i] = fmaxf(lower[i], bounds.lower);  // NaN, not sure of anything, is ignored
+        lower[i] = fmaxf(lower[i], bounds.lower);  // both start as -inf, and fmaxf passes over NaN
         upper[i] = fmaxf(upper[i], bounds.upper);
         least = next_least, most = next_most, sum = next_sum;
     }

@@ -96,7 +96,7 @@ def build_emulator(folder: Path) -> ctypes.CDLL:
     compiler = os.environ.get("CXX", "g++")
     if not shutil.which(compiler) or os.uname().sysname != "Linux":
         pytest.skip(f"the emulator of CUDA needs Linux and {compiler}")
-    flags = "-std=c++17 -O1 -fPIC -ffp-contract=off -fno-strict-aliasing -w".split()
+    flags = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
     flags += shlex.split(os.environ.get("CUDA_EMULATOR_FLAGS", ""))
     includes = [f"-I{path}" for path in (EMULATOR, ROOT / "kernels/include", ROOT / "kernels/cuda")]
     sources = [*sorted((ROOT / "kernels/cuda").glob("*.cu")), *sorted(EMULATOR.glob("*.cpp"))]

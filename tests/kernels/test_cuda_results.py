@@ -188,6 +188,10 @@ def infinities(rng, *shape):
     return logits
 
 
+def masked(rng, *shape):
+    return np.where(rng.random(shape) < 0.01, np.float32(np.nan), np.float32(-np.inf))
+
+
 def tiny(rng, *shape):
     return np.round(noise(rng, *shape) * 8) * np.float32(1e-44)  # denormals
 
@@ -205,7 +209,7 @@ def check_argmax(device, rng, logits, size, dtype="float32", offset=0, strip_maj
     with np.errstate(over="ignore", invalid="ignore"):
         logits = logits.astype(DTYPES[dtype])
         labels, best = reference.upsample_argmax(logits.astype(np.float32), size, scores=True)
-    classes, height, width = logits.shape
+    classes, _, width = logits.shape
     stored = np.ascontiguousarray(logits.transpose(1, 0, 2)) if strip_major else logits
     source = device.upload(stored, offset * logits.itemsize)
     out = device.poisoned(labels.shape, labels.dtype, offset * labels.itemsize)
@@ -233,7 +237,7 @@ def test_upsample_argmax(device, rng, dtype, classes):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("kind", [noise, ties, equal, holes, infinities, tiny, huge, close])
+@pytest.mark.parametrize("kind", [noise, ties, equal, holes, infinities, masked, tiny, huge, close])
 @pytest.mark.parametrize("prune", [True, False])
 def test_upsample_argmax_of_any_logits(device, rng, kind, prune):
     for dtype in ["float32", "bfloat16"]:
