@@ -59,10 +59,11 @@ void upsample_argmax(const Stored& logits, int storage, const Result& labels, co
                                  logits.data(),
                                  logits.stride(0),
                                  logits.stride(1)};
-    const kernels::LabelMap out{{static_cast<std::int64_t>(labels.shape(0)), static_cast<std::int64_t>(labels.shape(1))},
-                                static_cast<int>(labels.itemsize()),
-                                labels.data(),
-                                data_or_null(scores)};
+    const kernels::LabelMap out{
+        {static_cast<std::int64_t>(labels.shape(0)), static_cast<std::int64_t>(labels.shape(1))},
+        static_cast<int>(labels.itemsize()),
+        labels.data(),
+        data_or_null(scores)};
     const nb::gil_scoped_release unlocked;
     kernels::upsample_argmax(source, out, prune);
 }
