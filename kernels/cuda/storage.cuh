@@ -55,7 +55,7 @@ __device__ inline void store(T* to, const Pack<T, COUNT>& pack) {
     if constexpr (sizeof(pack) == kVectorBytes) {
         uint4 bits;
         std::memcpy(&bits, &pack, sizeof(bits));
-        *reinterpret_cast<uint4*>(to) = bits;
+        __stwb(reinterpret_cast<uint4*>(to), bits);  // an assignment may become four stores
     } else {
         to[0] = pack.value[0];
     }

@@ -140,12 +140,22 @@ inline float shuffle_xor(float value, int step, int line) {
 inline int __ffsll(long long value) { return __builtin_ffsll(value); }
 
 template <typename T>
+void check_aligned(const T* pointer) {
+    if (reinterpret_cast<std::uintptr_t>(pointer) % sizeof(T) == 0) return;
+    std::fprintf(stderr, "misaligned vector access\n");
+    std::abort();
+}
+
+template <typename T>
 T __ldg(const T* from) {
-    if (reinterpret_cast<std::uintptr_t>(from) % sizeof(T) != 0) {
-        std::fprintf(stderr, "misaligned vector load\n");
-        std::abort();
-    }
+    check_aligned(from);
     return *from;
+}
+
+template <typename T>
+void __stwb(T* to, T value) {
+    check_aligned(to);
+    *to = value;
 }
 
 template <typename... Parameters, typename... Arguments>
