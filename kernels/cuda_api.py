@@ -2,6 +2,7 @@
 
 Nothing is allocated or waited for, so that every call can be captured into a CUDA graph. The caller answers
 for the pointers: contiguous, of the dtype named, on the current device, alive until the stream is done.
+CUDA loads a kernel when it is first used: make each call once before capturing it.
 They need be aligned to their elements only; 16 bytes, and shapes that keep rows so, make the kernels faster.
 """
 

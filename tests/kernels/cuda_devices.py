@@ -166,4 +166,3 @@ class Gpu(Device):
         self.wait()
         for pointer in self._alive:
             self._call("cuMemFree_v2", pointer)
-        self._call("cuDevicePrimaryCtxRelease_v2", 0)

@@ -7,7 +7,7 @@ import os
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_devices import EmulatedDevice, EmulatedKernels, Gpu, build_emulator
+from cuda_devices import POISON, EmulatedDevice, EmulatedKernels, Gpu, build_emulator
 
 from kernels import cuda_api, reference
 
@@ -310,6 +310,10 @@ def test_a_captured_graph_of_all_three_runs_again_on_new_input():
         cuda_api.lga_merge(tokens.address, 0, merged.address, shape=features.shape, stride=4, stream=gpu.stream)
         cuda_api.upsample_argmax(logits.address, labels.address, shape=planes.shape, size=(64, 64), stream=gpu.stream)
 
+    launch()  # loads the kernels, which a capture must not
+    gpu.wait()
+    for memory in (image, crops, merged, labels):
+        gpu.write(memory.address, np.full(memory.array().nbytes, POISON, np.uint8))
     run = gpu.capture(launch)
     gpu.wait()
     assert np.isnan(image.array()).all()  # recorded, not run
