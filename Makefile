@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PHOTO = $(shell $(BIN)/python -c "import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / 'data/coffee.png')")
-KERNEL_SOURCES = $(shell git ls-files 'kernels/*.cpp' 'kernels/*.hpp' 'kernels/*.cu')
+KERNEL_SOURCES = $(shell git ls-files 'kernels/*.cpp' 'kernels/*.hpp' 'kernels/*.cu' tests/kernels/replay.cpp)
 
 .PHONY: demo test test-slow sanitize lint format clean
 
