@@ -10,7 +10,7 @@ constexpr int kWarp = 32, kThreads = 256, kWarps = kThreads / kWarp;
 
 // ---- every class at every pixel: a warp's lanes are pixels, its warps share the classes
 template <typename T>
-__global__ void __launch_bounds__(kThreads) direct_kernel(Planes<T> in, Resize resize, LabelMap out) {
+__global__ void __launch_bounds__(kThreads, 2) direct_kernel(Planes<T> in, Resize resize, LabelMap out) {
     __shared__ float values[kWarps][kWarp];
     __shared__ std::int32_t labels[kWarps][kWarp];
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

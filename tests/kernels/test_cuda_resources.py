@@ -13,7 +13,7 @@ ARCHITECTURES = ["80", "90"]
 # Registers a thread. All blocks have 256 threads but those of preprocess, 128: of 65,536 registers, 128 a thread
 # leave room for two blocks at least.
 MOST = {"preprocess_kernel": 128, "tokens_kernel": 64, "channels_first_kernel": 128}
-MOST |= {"direct_kernel": 80, "pruned_kernel": 128}
+MOST |= {"direct_kernel": 128, "pruned_kernel": 128}
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
     r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
