@@ -13,7 +13,8 @@ constexpr std::int64_t kWorthStreaming = 8 << 20;  // bytes: more than a core's 
 // Calls do_part(first, last, scratch) for consecutive parts of [0, count), each `part` long. The result must not depend
 // on which thread does which. `scratch` elements of T are the thread's own.
 template <typename T, typename DoPart>
-void for_parts(std::int64_t count, std::int64_t part, double nanoseconds, std::int64_t scratch, DoPart do_part) {
+void for_parts(std::int64_t count, std::int64_t part, [[maybe_unused]] double nanoseconds, std::int64_t scratch,
+               DoPart do_part) {
     const std::int64_t parts = (count + part - 1) / part;
 #pragma omp parallel if (nanoseconds > kWorthThreads && parts > 1)
     {

@@ -30,9 +30,10 @@ struct ArgmaxTile {
     std::int64_t first_window, last_window;
 };
 
-// Up to `lanes` pixels side by side; the lane-wise tables of window i begin at i * lanes.
+// Up to `lanes` pixels side by side; the lane-wise tables of window i begin at i * lanes. From `column` of the tile on
+// are four columns, which hold all that the window reads if it reads no more than four.
 struct ArgmaxWindow {
-    std::int64_t x, count;
+    std::int64_t x, count, column;
 };
 
 // Output rows that lie between the same two rows of logits.
@@ -48,6 +49,7 @@ struct ArgmaxPlan {
     const ArgmaxBand* bands;
     const ArgmaxTile* tiles;
     std::int64_t tile_count;
+    bool four_columns;  // no window reads more
     const ArgmaxWindow* windows;
     const std::int32_t *left, *right;         // by pixel of a window: columns of its tile
     const float *left_weight, *right_weight;  // by pixel of a window

@@ -16,6 +16,7 @@ constexpr double kNanosecondsAClass = 0.1;  // and pixel, about
 struct ColumnTables {
     std::vector<ArgmaxTile> tiles;
     std::vector<ArgmaxWindow> windows;
+    bool four_columns = true;
     std::vector<std::int32_t> left, right;
     std::vector<float> left_weight, right_weight;
 };
@@ -42,6 +43,7 @@ void add_pixel(ColumnTables& tables, std::int64_t x, const Tap& tap, std::int64_
         for (auto* table : {&tables.left, &tables.right}) table->resize(at + lanes);
         for (auto* table : {&tables.left_weight, &tables.right_weight}) table->resize(at + lanes);
     }
+    tables.four_columns &= tap.second - column < tables.windows.back().column + 4;
     tables.left[at] = static_cast<std::int32_t>(tap.first - column);
     tables.right[at] = static_cast<std::int32_t>(tap.second - column);
     tables.left_weight[at] = tap.first_weight;
@@ -58,7 +60,8 @@ ColumnTables columns_of(std::int64_t in_width, std::int64_t out_width, std::int6
             const Tap tap = bilinear_tap(x, in_width, out_width);
             if (tap.first >= tile.column + tile.last_cell) break;
             const std::int64_t windows = static_cast<std::int64_t>(tables.windows.size());
-            if (windows == tile.first_window || tables.windows.back().count == lanes) tables.windows.push_back({x, 0});
+            if (windows == tile.first_window || tables.windows.back().count == lanes)
+                tables.windows.push_back({x, 0, std::min(tap.first - tile.column, lanes - 4)});
             add_pixel(tables, x, tap, lanes);
         }
         tables.tiles.back().last_window = static_cast<std::int64_t>(tables.windows.size());
@@ -101,6 +104,7 @@ void upsample_argmax(const Logits& logits, const LabelMap& out, bool prune) {
                           rows.bands.data(),
                           columns.tiles.data(),
                           static_cast<std::int64_t>(columns.tiles.size()),
+                          columns.four_columns,
                           columns.windows.data(),
                           columns.left.data(),
                           columns.right.data(),

@@ -31,8 +31,8 @@ const T* logits_at(const ArgmaxPlan& plan, std::int64_t k, std::int64_t row) {
 template <typename T>
 KERNELS_INLINE void prefetch(const ArgmaxPlan& plan, const ArgmaxBand& band, std::int64_t k, std::int64_t column) {
     if (k >= plan.logits.shape.classes) return;
-    __builtin_prefetch(logits_at<T>(plan, k, band.top) + column);
-    __builtin_prefetch(logits_at<T>(plan, k, band.bottom) + column);
+    __builtin_prefetch(logits_at<T>(plan, k, band.top) + column, 0, 2);
+    __builtin_prefetch(logits_at<T>(plan, k, band.bottom) + column, 0, 2);
 }
 
 KERNELS_INLINE Floats relaxed(Floats least) {

@@ -11,7 +11,7 @@ constexpr int kRows = 8;        // of one patch
 constexpr int kBlock = 256;     // classes gathered at a time
 constexpr int kWorthwhile = 4;  // vectors of pixels in a tile: below, the bounds cost more than they save
 
-constexpr int kGatherAhead = 16;
+constexpr int kGatherAhead = 48;
 
 struct ClassList {
     const std::uint16_t* classes;
@@ -39,15 +39,20 @@ KERNELS_INLINE Floats nothing_yet() {
 }
 
 // `values`: for every class, the tile's lanes of the upper and of the lower row. Vertical first, as the reference.
-template <int Windows, bool Careful>
+// Four: every window reads four columns at most, from memory.
+template <int Windows, bool Careful, bool Four>
 void best_of_row(const ArgmaxPlan& plan, Patch& patch, std::int64_t row, const float* values, const ClassList& list,
                  bool begins) {
     Floats best[Windows], left_weight[Windows], right_weight[Windows];
     Ints label[Windows], left[Windows], right[Windows];
+    std::int64_t begin[Windows];
     for (int i = 0; i < Windows; ++i) {
         const std::int64_t at = (patch.window + i) * kLanes;
         left[i] = load_raw<Ints>(plan.left + at);
         right[i] = load_raw<Ints>(plan.right + at);
+        begin[i] = Four ? plan.windows[patch.window + i].column : 0;
+        left[i] -= static_cast<std::int32_t>(begin[i]);
+        right[i] -= static_cast<std::int32_t>(begin[i]);
         left_weight[i] = load(plan.left_weight + at);
         right_weight[i] = load(plan.right_weight + at);
         best[i] = begins ? nothing_yet<Careful>() : patch.best[row][i];
@@ -59,9 +64,13 @@ void best_of_row(const ArgmaxPlan& plan, Patch& patch, std::int64_t row, const f
         const Floats column = top_weight * load(values) + bottom_weight * load(values + kLanes);
         const Ints k = broadcast(static_cast<std::int32_t>(list.classes[n]));
         values += 2 * kLanes;
+        alignas(sizeof(Floats)) float line[kLanes];
+        if (Four) store(line, column);
         for (int i = 0; i < Windows; ++i) {
-            const Floats value =
-                left_weight[i] * permute(column, left[i]) + right_weight[i] * permute(column, right[i]);
+            const Floats four = Four ? load_fours(line + begin[i]) : column;
+            const Floats at_left = Four ? permute_fours(four, left[i]) : permute(column, left[i]);
+            const Floats at_right = Four ? permute_fours(four, right[i]) : permute(column, right[i]);
+            const Floats value = left_weight[i] * at_left + right_weight[i] * at_right;
             const Ints wins = better<Careful>(value, best[i]);
             best[i] = wins ? value : best[i];
             label[i] = wins ? k : label[i];
@@ -70,6 +79,21 @@ void best_of_row(const ArgmaxPlan& plan, Patch& patch, std::int64_t row, const f
     for (int i = 0; i < Windows; ++i) {
         patch.best[row][i] = best[i];
         patch.label[row][i] = label[i];
+    }
+}
+
+template <bool Careful, bool Four>
+void best_of(const ArgmaxPlan& plan, Patch& patch, std::int64_t row, const float* values, const ClassList& list,
+             bool begins) {
+    switch (patch.windows) {
+        case 1:
+            return best_of_row<1, Careful, Four>(plan, patch, row, values, list, begins);
+        case 2:
+            return best_of_row<2, Careful, Four>(plan, patch, row, values, list, begins);
+        case 3:
+            return best_of_row<3, Careful, Four>(plan, patch, row, values, list, begins);
+        default:
+            return best_of_row<4, Careful, Four>(plan, patch, row, values, list, begins);
     }
 }
 
@@ -93,19 +117,11 @@ void best_of_patch(const ArgmaxPlan& plan, const ArgmaxBand& band, const ArgmaxT
     for (std::int64_t done = 0; done < list.count; done += kBlock) {
         const ClassList block{list.classes + done, list.count - done < kBlock ? list.count - done : kBlock};
         gather<T>(plan, band, tile, block, values);
-        for (std::int64_t row = 0; row < patch.rows; ++row) switch (patch.windows) {
-                case 1:
-                    best_of_row<1, Careful>(plan, patch, row, values, block, done == 0);
-                    break;
-                case 2:
-                    best_of_row<2, Careful>(plan, patch, row, values, block, done == 0);
-                    break;
-                case 3:
-                    best_of_row<3, Careful>(plan, patch, row, values, block, done == 0);
-                    break;
-                default:
-                    best_of_row<4, Careful>(plan, patch, row, values, block, done == 0);
-            }
+        for (std::int64_t row = 0; row < patch.rows; ++row)
+            if (kHasFours && plan.four_columns)
+                best_of<Careful, kHasFours>(plan, patch, row, values, block, done == 0);
+            else
+                best_of<Careful, false>(plan, patch, row, values, block, done == 0);
     }
 }
 
@@ -117,7 +133,7 @@ bool every_pixel_has_a_winner(const Patch& patch) {
 }
 
 KERNELS_INLINE void store_labels(std::uint8_t* to, Ints labels) {
-    store_raw(to, __builtin_convertvector(labels, Bytes));
+    store_raw(to, __builtin_convertvector(__builtin_convertvector(labels, Shorts), Bytes));
 }
 KERNELS_INLINE void store_labels(std::uint16_t* to, Ints labels) {
     store_raw(to, __builtin_convertvector(labels, Shorts));
