@@ -25,7 +25,9 @@ def emulator(tmp_path_factory):
 def device(request, monkeypatch):
     if request.param == "emulated":
         monkeypatch.setattr(cuda_api, "_kernels_cuda", EmulatedKernels(request.getfixturevalue("emulator")))
-        yield EmulatedDevice()
+        emulated = EmulatedDevice()
+        yield emulated
+        emulated.close()
         return
     if not cuda_api.available():
         pytest.skip("no GPU here" if cuda_api.architectures() else "kernels were built without CUDA")
@@ -73,7 +75,9 @@ def check_preprocess(device, rng, shape, geometry=(64, 32, 16), color="rgb", dty
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("geometry", [(64, 32, 16), (50, 30, 10), (72, 24, 8), (33, None, 1), (264, 264, 8)])
+@pytest.mark.parametrize(
+    "geometry", [(64, 32, 16), (50, 30, 10), (72, 24, 8), (72, 64, 2), (33, None, 1), (264, 264, 8)]
+)
 def test_preprocess(device, rng, dtype, geometry):
     check_preprocess(device, rng, (83, 107), geometry, dtype=dtype)
 
@@ -81,7 +85,7 @@ def test_preprocess(device, rng, dtype, geometry):
 @pytest.mark.parametrize("color", cuda_api.COLORS)
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (41, 640), (64, 64), (5, 6000)])  # the last is not staged
 def test_preprocess_photos(device, rng, color, shape):
-    for padding, offset in [(0, 0), (5, 1)]:
+    for padding, offset in [(0, 0), (5, 9)]:
         check_preprocess(device, rng, shape, color=color, padding=padding, offset=offset)
 
 
@@ -257,6 +261,19 @@ def test_upsample_argmax_shapes(device, rng, shape):
     size = shape[1] * 3, shape[2] * 4
     for offset, strip_major, dtype in itertools.product([0, 1], [False, True], ["float32", "float16"]):
         check_argmax(device, rng, ties(rng, *shape), size, dtype, offset, strip_major, scores=False)
+
+
+@pytest.mark.parametrize(("between_classes", "between_rows"), [(1, 0), (0, 1), (8, 8), (3, 5)])
+def test_upsample_argmax_of_padded_logits(device, rng, between_classes, between_rows):
+    logits = ties(rng, 70, 6, 16)
+    row = 16 + between_rows
+    plane = 6 * row + between_classes
+    padded = np.full((70, plane), np.inf, np.float32)
+    padded[:, : 6 * row].reshape(70, 6, row)[..., :16] = logits
+    source = device.upload(padded.reshape(-1)[: 69 * plane + 5 * row + 16])
+    labels = device.poisoned((24, 64), np.uint8)
+    cuda_api.upsample_argmax(source.address, labels.address, shape=logits.shape, size=(24, 64), strides=(plane, row))
+    assert np.array_equal(labels.array(), reference.upsample_argmax(logits, (24, 64)))
 
 
 def test_upsample_argmax_of_many_classes(device, rng):
