@@ -19,6 +19,13 @@
 
 #define KERNELS_INLINE [[gnu::always_inline]] static inline
 
+// Before a short loop over vectors: GCC otherwise unrolls it too late to keep them in registers.
+#if defined(__clang__)
+#define KERNELS_UNROLL _Pragma("unroll")
+#else
+#define KERNELS_UNROLL _Pragma("GCC unroll 4")
+#endif
+
 namespace kernels {
 namespace {
 

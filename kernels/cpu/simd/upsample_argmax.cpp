@@ -46,6 +46,7 @@ void best_of_row(const ArgmaxPlan& plan, Patch& patch, std::int64_t row, const f
     Floats best[Windows], left_weight[Windows], right_weight[Windows];
     Ints label[Windows], left[Windows], right[Windows];
     std::int64_t begin[Windows];
+    KERNELS_UNROLL
     for (int i = 0; i < Windows; ++i) {
         const std::int64_t at = (patch.window + i) * kLanes;
         left[i] = load_raw<Ints>(plan.left + at);
@@ -66,6 +67,7 @@ void best_of_row(const ArgmaxPlan& plan, Patch& patch, std::int64_t row, const f
         values += 2 * kLanes;
         alignas(sizeof(Floats)) float line[kLanes];
         if (Four) store(line, column);
+        KERNELS_UNROLL
         for (int i = 0; i < Windows; ++i) {
             const Floats four = Four ? load_fours(line + begin[i]) : column;
             const Floats at_left = Four ? permute_fours(four, left[i]) : permute(column, left[i]);
@@ -76,6 +78,7 @@ void best_of_row(const ArgmaxPlan& plan, Patch& patch, std::int64_t row, const f
             label[i] = wins ? k : label[i];
         }
     }
+    KERNELS_UNROLL
     for (int i = 0; i < Windows; ++i) {
         patch.best[row][i] = best[i];
         patch.label[row][i] = label[i];
