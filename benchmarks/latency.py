@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import benchmarks  # noqa: F401  # before anything that imports `kernels`, see there
 from runtime.cli import console, one_line_errors
 from runtime.errors import InputError, OutputError
 

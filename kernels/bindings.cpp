@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "dispatch.hpp"
 #include "lga_merge.hpp"
 #include "preprocess.hpp"
 #include "upsample_argmax.hpp"
@@ -19,10 +20,9 @@ using namespace nb::literals;
 namespace {
 
 using PhotoArray = nb::ndarray<const std::uint8_t, nb::ndim<3>, nb::device::cpu>;
-using Input = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Stored = nb::ndarray<nb::ro, nb::device::cpu>;  // float32, or 16-bit floats as uint16
+using Result = nb::ndarray<nb::c_contig, nb::device::cpu>;
 using Output = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-template <typename Label>
-using LabelArray = nb::ndarray<Label, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 // An array that may be None.
 template <typename Array>
@@ -30,7 +30,9 @@ auto data_or_null(const Array& array) -> decltype(array.data()) {
     return array.is_valid() ? array.data() : nullptr;
 }
 
-void preprocess(const PhotoArray& photo, std::int64_t crop, std::int64_t stride, const Output& image,
+std::int64_t extent(const Stored& array, std::size_t axis) { return static_cast<std::int64_t>(array.shape(axis)); }
+
+void preprocess(const PhotoArray& photo, std::int64_t crop, std::int64_t stride, bool antialias, const Output& image,
                 const Output& crops) {
     const kernels::Photo source{photo.data(),
                                 static_cast<std::int64_t>(photo.shape(0)),
@@ -40,42 +42,36 @@ void preprocess(const PhotoArray& photo, std::int64_t crop, std::int64_t stride,
                                 static_cast<std::ptrdiff_t>(photo.stride(2))};
     const kernels::CropGeometry geometry{static_cast<std::int64_t>(image.shape(2)), crop, stride};
     const nb::gil_scoped_release unlocked;
-    kernels::preprocess(source, geometry, image.data(), data_or_null(crops));
+    kernels::preprocess(source, geometry, antialias, image.data(), data_or_null(crops));
 }
 
-void lga_merge(const Input& crops, const Input& full, std::int64_t crops_per_axis, std::int64_t crop_grid,
-               std::int64_t stride, const Output& merged) {
-    const kernels::TokenGrid tokens{crops_per_axis, crop_grid, stride, static_cast<std::int64_t>(crops.shape(2))};
+void lga_merge(const Stored& crops, const Stored& full, std::int64_t crops_per_axis, std::int64_t crop_grid,
+               std::int64_t stride, int storage, bool normalize, bool channels_first, const Result& merged) {
+    const kernels::TokenGrid tokens{crops_per_axis, crop_grid, stride, extent(crops, crops.ndim() - 1)};
+    const kernels::MergeOptions options{static_cast<kernels::Storage>(storage), normalize, channels_first};
     const nb::gil_scoped_release unlocked;
-    kernels::lga_merge(tokens, crops.data(), data_or_null(full), merged.data());
+    kernels::lga_merge(tokens, options, crops.data(), data_or_null(full), merged.data());
 }
 
-template <typename Label>
-void upsample_argmax(const Input& logits, const LabelArray<Label>& labels, const Output& scores) {
-    const kernels::LogitsShape in{static_cast<std::int64_t>(logits.shape(0)),
-                                  static_cast<std::int64_t>(logits.shape(1)),
-                                  static_cast<std::int64_t>(logits.shape(2))};
-    const kernels::LabelShape out{static_cast<std::int64_t>(labels.shape(0)),
-                                  static_cast<std::int64_t>(labels.shape(1))};
+void upsample_argmax(const Stored& logits, int storage, const Result& labels, const Output& scores, bool prune) {
+    const kernels::Logits source{{extent(logits, 0), extent(logits, 1), extent(logits, 2)},
+                                 static_cast<kernels::Storage>(storage),
+                                 logits.data(),
+                                 logits.stride(0),
+                                 logits.stride(1)};
+    const kernels::LabelMap out{
+        {static_cast<std::int64_t>(labels.shape(0)), static_cast<std::int64_t>(labels.shape(1))},
+        static_cast<int>(labels.itemsize()),
+        labels.data(),
+        data_or_null(scores)};
     const nb::gil_scoped_release unlocked;
-    kernels::upsample_argmax(in, logits.data(), out, labels.data(), data_or_null(scores));
+    kernels::upsample_argmax(source, out, prune);
 }
 
-// What the compiler was allowed to use, not what this processor has.
+// Everything that was compiled in, best first.
 nb::list simd() {
     nb::list names;
-#if defined(__SSE2__) || defined(_M_X64)
-    names.append("sse2");
-#endif
-#ifdef __AVX2__
-    names.append("avx2");
-#endif
-#ifdef __AVX512F__
-    names.append("avx512f");
-#endif
-#ifdef __ARM_NEON
-    names.append("neon");
-#endif
+    for (const std::string& name : kernels::compiled_instructions()) names.append(name.c_str());
     return names;
 }
 
@@ -104,6 +100,7 @@ nb::dict build_info() {
     info["openmp"] = false;
 #endif
     info["simd"] = simd();
+    info["cpu"] = kernels::instructions().name;
     info["cuda_architectures"] = cuda_architectures();
     return info;
 }
@@ -160,14 +157,12 @@ void cuda_upsample_argmax(std::uintptr_t logits, std::int64_t classes, std::int6
 }  // namespace
 
 NB_MODULE(_kernels, module) {
-    module.def("preprocess", &preprocess, "photo"_a.noconvert(), "crop"_a, "stride"_a, "image"_a.noconvert(),
-               "crops"_a.noconvert().none());
+    module.def("preprocess", &preprocess, "photo"_a.noconvert(), "crop"_a, "stride"_a, "antialias"_a,
+               "image"_a.noconvert(), "crops"_a.noconvert().none());
     module.def("lga_merge", &lga_merge, "crops"_a.noconvert(), "full"_a.noconvert().none(), "crops_per_axis"_a,
-               "crop_grid"_a, "stride"_a, "merged"_a.noconvert());
-    module.def("upsample_argmax", &upsample_argmax<std::uint8_t>, "logits"_a.noconvert(), "labels"_a.noconvert(),
-               "scores"_a.noconvert().none());
-    module.def("upsample_argmax", &upsample_argmax<std::uint16_t>, "logits"_a.noconvert(), "labels"_a.noconvert(),
-               "scores"_a.noconvert().none());
+               "crop_grid"_a, "stride"_a, "storage"_a, "normalize"_a, "channels_first"_a, "merged"_a.noconvert());
+    module.def("upsample_argmax", &upsample_argmax, "logits"_a.noconvert(), "storage"_a, "labels"_a.noconvert(),
+               "scores"_a.noconvert().none(), "prune"_a = true);
     module.def("build_info", &build_info);
 #ifdef KERNELS_CUDA_ARCHITECTURES
     module.def("cuda_device_count", &cuda_device_count);

@@ -49,10 +49,10 @@ def photo(value: Any) -> None:
         fail("photo", value, f"{expected} with H and W above 0")
 
 
-def color(value: Any) -> bool:
-    """Whether the channels are stored blue first."""
+def color(value: Any, also: str = "") -> bool:
+    """Whether the channels are stored blue first. `also`: what else the caller takes, for the message."""
     if not isinstance(value, str) or value not in ("rgb", "bgr"):
-        fail("color", value, '"rgb" or "bgr"')
+        fail("color", value, '"rgb" or "bgr"' + (f" or {also}" if also else ""))
     return value == "bgr"
 
 
@@ -62,15 +62,62 @@ def crops_per_axis(size: int, crop: int, stride: int) -> int:
     return (size - crop) // stride + 1
 
 
-def floats(name: str, value: Any, layout: str) -> None:
+def rgb_view(value: Any, order: Any) -> NDArray[np.uint8]:
+    """The photo as (H, W, 3), red first, nothing copied."""
+    if order == "grey":
+        if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 2 or value.size == 0:
+            fail("photo", value, 'uint8 array of shape (H, W) with H and W above 0, because color is "grey"')
+        return np.broadcast_to(value[..., None], (*value.shape, 3))
+    photo(value)
+    return value[..., ::-1] if color(order, also='"grey"') else value
+
+
+STORAGE = {"float32": 0, "float16": 1, "bfloat16": 2}  # as in include/storage.hpp
+
+
+def stored_dtype(name: str, value: Any, bfloat16: bool) -> str:
+    """Of features or logits, one of `STORAGE`."""
+    if bfloat16:
+        return "bfloat16"
+    if isinstance(value, np.ndarray) and value.dtype == np.float16:
+        return "float16"
+    return "float32"
+
+
+def stored(name: str, value: Any, dtype: str, layout: str) -> None:
     """`layout` names the axes, e.g. "(K, h, w)". Never copied: these arrays are large."""
-    expected = f"float32 array of shape {layout}"
-    if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.ndim != layout.count(",") + 1:
+    _stored_array(name, value, dtype, layout)
+    if not (value.flags.c_contiguous and value.flags.aligned):
+        raise ValueError(f"{name}: got a non-contiguous array, expected C order: pass np.ascontiguousarray({name})")
+
+
+def logits(value: Any, dtype: str) -> None:
+    _stored_array("logits", value, dtype, "(K, h, w)")
+    in_order = value.flags.c_contiguous or value.transpose(1, 0, 2).flags.c_contiguous
+    if not (in_order and value.flags.aligned):
+        raise ValueError(
+            "logits: got a non-contiguous array, expected C order or the view strips.transpose(1, 0, 2) of C-ordered "
+            "(h, K, w) strips: pass np.ascontiguousarray(logits)"
+        )
+
+
+def _stored_array(name: str, value: Any, dtype: str, layout: str) -> None:
+    held = "uint16 (bfloat16 bits)" if dtype == "bfloat16" else dtype
+    expected = f"{held} array of shape {layout}"
+    wanted = element_dtype(dtype)
+    if not isinstance(value, np.ndarray) or value.dtype != wanted or value.ndim != layout.count(",") + 1:
         fail(name, value, expected)
     if value.size == 0:
         fail(name, value, f"{expected} with no axis of 0")
-    if not (value.flags.c_contiguous and value.flags.aligned):
-        raise ValueError(f"{name}: got a non-contiguous array, expected C order: pass np.ascontiguousarray({name})")
+
+
+def element_dtype(dtype: str) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+
+
+def bits(array: NDArray[Any] | None) -> NDArray[Any] | None:
+    """What the compiled part takes: float16 as uint16."""
+    return array.view(np.uint16) if array is not None and array.dtype == np.float16 else array
 
 
 def square_root(name: str, number: int, meaning: str) -> int:
@@ -108,9 +155,9 @@ def output(
     name: str, buffer: Any, shape: tuple[int, ...], dtype: DTypeLike, *not_touching: NDArray[Any] | None
 ) -> NDArray[Any]:
     """`buffer` if it can hold the result, or a new array where it is None."""
-    if buffer is None:
-        return np.empty(shape, dtype)
     wanted = np.dtype(dtype)
+    if buffer is None:
+        return _on_a_cache_line(shape, wanted)
     if not isinstance(buffer, np.ndarray) or buffer.dtype != wanted or buffer.shape != shape:
         fail(name, buffer, f"{wanted} array of shape {shape}")
     if not (buffer.flags.c_contiguous and buffer.flags.aligned):
@@ -120,3 +167,11 @@ def output(
     if any(np.may_share_memory(buffer, other) for other in not_touching if other is not None):
         raise ValueError(f"{name}: got memory that another argument uses too, expected memory of its own")
     return buffer
+
+
+def _on_a_cache_line(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """np.empty that begins at a multiple of 64 bytes, where whole rows can be written past the caches."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    return memory[begin : begin + size].view(dtype).reshape(shape)

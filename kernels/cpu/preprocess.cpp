@@ -1,69 +1,111 @@
 #include "preprocess.hpp"
 
-#include <cstring>
+#include <cmath>
 #include <vector>
 
 #include "bilinear.hpp"
+#include "dispatch.hpp"
+#include "parallel.hpp"
 
 namespace kernels {
 namespace {
 
-// The horizontal half of the interpolation is the same in every row: computed once.
-struct Column {
-    std::ptrdiff_t left, right;  // bytes from the start of a row
-    float left_weight, right_weight;
+constexpr std::int64_t kRowsAPart = 16;
+
+struct Axis {
+    std::int64_t width;
+    std::vector<std::int64_t> first, count;
+    std::vector<float> weights;
+
+    ResizeAxis view() const { return {width, first.data(), count.data(), weights.data()}; }
+
+    void pad_to(std::int64_t size) {  // with pixels that read the first column and weigh nothing
+        first.resize(size);
+        count.resize(size);
+        weights.resize(size * width);
+    }
 };
 
-std::vector<Column> columns_of(const Photo& photo, std::int64_t size) {
-    std::vector<Column> columns(static_cast<std::size_t>(size));
-    for (std::int64_t x = 0; x < size; ++x) {
-        const Tap tap = bilinear_tap(x, photo.width, size);
-        columns[x] = {tap.first * photo.column_stride, tap.second * photo.column_stride, tap.first_weight,
-                      tap.second_weight};
+Axis two_taps(std::int64_t in_size, std::int64_t out_size) {
+    Axis axis{2, {}, {}, {}};
+    for (std::int64_t i = 0; i < out_size; ++i) {
+        const Tap tap = bilinear_tap(i, in_size, out_size);
+        const bool is_edge = tap.second == tap.first;
+        axis.first.push_back(tap.first);
+        axis.count.push_back(is_edge ? 1 : 2);
+        axis.weights.push_back(is_edge ? 1.0f : tap.first_weight);
+        axis.weights.push_back(is_edge ? 0.0f : tap.second_weight);
     }
-    return columns;
+    return axis;
 }
 
-void normalised_row(const Photo& photo, const std::vector<Column>& columns, const Tap& y, float* const rows[3]) {
-    const std::uint8_t* top = photo.data + y.first * photo.row_stride;
-    const std::uint8_t* bottom = photo.data + y.second * photo.row_stride;
-    const std::int64_t size = static_cast<std::int64_t>(columns.size());
-    for (std::int64_t x = 0; x < size; ++x) {
-        const Column& column = columns[x];
-        for (int c = 0; c < 3; ++c) {
-            const std::uint8_t* t = top + c * photo.channel_stride;
-            const std::uint8_t* b = bottom + c * photo.channel_stride;
-            const float above = column.left_weight * t[column.left] + column.right_weight * t[column.right];
-            const float below = column.left_weight * b[column.left] + column.right_weight * b[column.right];
-            rows[c][x] = (y.first_weight * above + y.second_weight * below) * kGain[c] + kOffset[c];
-        }
+// torch's antialias=True where the input is larger: a triangle that reaches one output pixel to either side.
+Axis triangles(std::int64_t in_size, std::int64_t out_size) {
+    const double scale = static_cast<double>(in_size) / static_cast<double>(out_size);
+    Axis axis{2 * static_cast<std::int64_t>(std::ceil(scale)) + 1, {}, {}, {}};
+    axis.weights.resize(out_size * axis.width);
+    for (std::int64_t i = 0; i < out_size; ++i) {
+        const double centre = scale * (static_cast<double>(i) + 0.5);
+        const std::int64_t first = std::max<std::int64_t>(static_cast<std::int64_t>(centre - scale + 0.5), 0);
+        const std::int64_t last = std::min(static_cast<std::int64_t>(centre + scale + 0.5), in_size);
+        const auto weight = [&](std::int64_t j) {
+            return std::max(0.0, 1.0 - std::abs(static_cast<double>(j) + 0.5 - centre) / scale);
+        };
+        double total = 0.0;
+        for (std::int64_t j = first; j < last; ++j) total += weight(j);
+        for (std::int64_t j = first; j < last; ++j)
+            axis.weights[i * axis.width + j - first] = static_cast<float>(weight(j) / total);
+        axis.first.push_back(first);
+        axis.count.push_back(last - first);
     }
+    return axis;
 }
 
-// Copies one finished image row into every crop that covers it, while the row is still in cache.
-void copy_to_crops(const CropGeometry& geometry, std::int64_t y, const float* const rows[3], float* crops) {
-    const std::int64_t per_axis = geometry.crops_per_axis(), crop = geometry.crop;
-    for (std::int64_t i = 0; i < per_axis; ++i) {
-        const std::int64_t row = y - i * geometry.stride;
-        if (row < 0 || row >= crop) continue;
-        for (std::int64_t j = 0; j < per_axis; ++j)
-            for (int c = 0; c < 3; ++c)
-                std::memcpy(crops + (((i * per_axis + j) * 3 + c) * crop + row) * crop, rows[c] + j * geometry.stride,
-                            static_cast<std::size_t>(crop) * sizeof(float));
-    }
+Axis axis_of(std::int64_t in_size, std::int64_t out_size, bool antialias) {
+    return antialias && in_size > out_size ? triangles(in_size, out_size) : two_taps(in_size, out_size);
+}
+
+// RGB and BGR, also as part of RGBA, are read where they lie.
+void describe_pixels(ResizePlan& plan) {
+    Photo& photo = plan.photo;
+    const bool reversed = photo.channel_stride == -1;
+    plan.in_place = (photo.channel_stride == 1 || reversed) && (photo.column_stride == 3 || photo.column_stride == 4);
+    plan.pitch = plan.in_place ? photo.column_stride : 3;
+    for (int c = 0; c < 3; ++c) plan.plane[c] = plan.in_place && reversed ? 2 - c : c;
+    if (plan.in_place && reversed) photo.data -= 2;
 }
 
 }  // namespace
 
-void preprocess(const Photo& photo, const CropGeometry& geometry, float* image, float* crops) {
-    const std::int64_t size = geometry.size;
-    const std::vector<Column> columns = columns_of(photo, size);
-#pragma omp parallel for schedule(static) if (size * size > 128 * 128)
-    for (std::int64_t y = 0; y < size; ++y) {
-        float* const rows[3] = {image + y * size, image + (size + y) * size, image + (2 * size + y) * size};
-        normalised_row(photo, columns, bilinear_tap(y, photo.height, size), rows);
-        copy_to_crops(geometry, y, rows, crops);
-    }
+void preprocess(const Photo& photo, const CropGeometry& geometry, bool antialias, float* image, float* crops) {
+    const std::int64_t size = geometry.size, padded = (size + 3) / 4 * 4;
+    const Axis rows = axis_of(photo.height, size, antialias);
+    Axis columns = axis_of(photo.width, size, antialias);
+    columns.pad_to(padded);
+
+    ResizePlan plan{};
+    plan.photo = photo;
+    plan.geometry = geometry;
+    plan.rows = rows.view();
+    plan.columns = columns.view();
+    plan.padded_size = padded;
+    plan.image = image;
+    plan.crops = crops;
+    describe_pixels(plan);
+    const std::int64_t pixels =
+        size * size + geometry.crops_per_axis() * geometry.crops_per_axis() * geometry.crop * geometry.crop;
+    plan.stream = pixels * 3 * static_cast<std::int64_t>(sizeof(float)) >= kWorthStreaming;
+    plan.blended_floats = plan.pitch * (photo.width + plan.columns.width) + 4;
+    plan.line_floats = padded;
+    plan.row_bytes = plan.in_place ? 0 : 3 * photo.width;
+
+    const Instructions& chosen = instructions();
+    const std::int64_t scratch = 4 * (plan.blended_floats + 3 * plan.line_floats) + 2 * plan.row_bytes;
+    const double nanoseconds = static_cast<double>(size) * (static_cast<double>(photo.width) + 2.0 * size);
+    for_parts<unsigned char>(size, kRowsAPart, nanoseconds, scratch,
+                             [&](std::int64_t first, std::int64_t last, unsigned char* memory) {
+                                 chosen.resize_rows(plan, first, last, memory);
+                             });
 }
 
 }  // namespace kernels

@@ -1,95 +1,121 @@
 #include "upsample_argmax.hpp"
 
-#include <algorithm>
-#include <limits>
+#include <numeric>
+#include <vector>
 
-#include "bilinear.hpp"
+#include "dispatch.hpp"
+#include "parallel.hpp"
 
 namespace kernels {
 namespace {
 
-// A tile is a few rows of at most kColumns pixels. Its scratch (56 KB) lives on the stack, so that no size
-// of picture, and no number of classes, asks for memory.
-constexpr std::int64_t kColumns = 1024, kRows = 8;
-constexpr std::int64_t kSpan = 2 * kColumns + 2;  // input columns worth blending whole: shrinking at most 2x
+constexpr std::int64_t kBandRows = 64;      // at most: few rows of logits must not mean few parts
+constexpr std::int64_t kBandsAPart = 8;     // the first of them tells whether pruning pays in the others
+constexpr double kNanosecondsAClass = 0.1;  // and pixel, about
 
-struct Columns {
-    std::int64_t count, start, span;  // input columns [start, start + span)
-    std::int64_t left[kColumns], right[kColumns];
-    float left_weight[kColumns], right_weight[kColumns];
-
-    Columns(std::int64_t begin, std::int64_t end, std::int64_t in_width, std::int64_t out_width) : count(end - begin) {
-        start = bilinear_tap(begin, in_width, out_width).first;
-        span = bilinear_tap(end - 1, in_width, out_width).second + 1 - start;
-        for (std::int64_t i = 0; i < count; ++i) {
-            const Tap tap = bilinear_tap(begin + i, in_width, out_width);
-            left[i] = tap.first - start;
-            right[i] = tap.second - start;
-            left_weight[i] = tap.first_weight;
-            right_weight[i] = tap.second_weight;
-        }
-    }
+struct ColumnTables {
+    std::vector<ArgmaxTile> tiles;
+    std::vector<ArgmaxWindow> windows;
+    bool four_columns = true;
+    std::vector<std::int32_t> left, right;
+    std::vector<float> left_weight, right_weight;
 };
 
-// One class along one row of the tile. Vertical first, because that half is shared by neighbouring pixels.
-void interpolate(const Columns& columns, const float* top, const float* bottom, const Tap& y, float* __restrict value) {
-    const float a = y.first_weight, b = y.second_weight;
-    if (columns.span <= kSpan) {
-        float blended[kSpan];
-        for (std::int64_t j = 0; j < columns.span; ++j) blended[j] = a * top[j] + b * bottom[j];
-        for (std::int64_t i = 0; i < columns.count; ++i)
-            value[i] =
-                columns.left_weight[i] * blended[columns.left[i]] + columns.right_weight[i] * blended[columns.right[i]];
-    } else {
-        for (std::int64_t i = 0; i < columns.count; ++i) {
-            const std::int64_t l = columns.left[i], r = columns.right[i];
-            value[i] = columns.left_weight[i] * (a * top[l] + b * bottom[l]) +
-                       columns.right_weight[i] * (a * top[r] + b * bottom[r]);
-        }
+// A vector load of logits brings `lanes` columns and so serves the lanes - 1 cells between them; the last one also
+// the half cell beyond the last column.
+std::vector<ArgmaxTile> tiles_of(std::int64_t columns, std::int64_t lanes) {
+    std::vector<ArgmaxTile> tiles;
+    for (std::int64_t cell = 0; cell < columns; cell += lanes - 1) {
+        const bool is_last = columns - cell <= lanes;
+        const std::int64_t column = is_last ? std::max<std::int64_t>(columns - lanes, 0) : cell;
+        const std::int64_t last_cell = is_last ? columns : cell + lanes - 1;
+        tiles.push_back({column, cell - column, last_cell - column, 0, 0});
+        if (is_last) break;
     }
+    return tiles;
 }
 
-template <typename Label>
-void label_row(const LogitsShape& in, const float* logits, const Columns& columns, const Tap& y, Label* labels,
-               float* scores) {
-    float value[kColumns], best[kColumns];
-    std::int32_t label[kColumns];
-    std::fill_n(best, columns.count, std::numeric_limits<float>::quiet_NaN());
-    std::fill_n(label, columns.count, 0);
-
-    for (std::int64_t k = 0; k < in.classes; ++k) {
-        const float* top = logits + (k * in.height + y.first) * in.width + columns.start;
-        const float* bottom = logits + (k * in.height + y.second) * in.width + columns.start;
-        interpolate(columns, top, bottom, y, value);
-        for (std::int64_t i = 0; i < columns.count; ++i) {
-            const bool better = wins(value[i], best[i]);
-            best[i] = better ? value[i] : best[i];
-            label[i] = better ? static_cast<std::int32_t>(k) : label[i];
-        }
+void add_pixel(ColumnTables& tables, std::int64_t x, const Tap& tap, std::int64_t lanes) {
+    const std::int64_t column = tables.tiles.back().column, lane = tables.windows.back().count++;
+    const std::size_t at = (tables.windows.size() - 1) * lanes + lane;
+    if (lane == 0) {
+        tables.windows.back().x = x;
+        for (auto* table : {&tables.left, &tables.right}) table->resize(at + lanes);
+        for (auto* table : {&tables.left_weight, &tables.right_weight}) table->resize(at + lanes);
     }
-    for (std::int64_t i = 0; i < columns.count; ++i) labels[i] = static_cast<Label>(label[i]);
-    if (scores) std::copy_n(best, columns.count, scores);
+    tables.four_columns &= tap.second - column < tables.windows.back().column + 4;
+    tables.left[at] = static_cast<std::int32_t>(tap.first - column);
+    tables.right[at] = static_cast<std::int32_t>(tap.second - column);
+    tables.left_weight[at] = tap.first_weight;
+    tables.right_weight[at] = tap.second_weight;
+}
+
+ColumnTables columns_of(std::int64_t in_width, std::int64_t out_width, std::int64_t lanes) {
+    ColumnTables tables;
+    std::int64_t x = 0;
+    for (ArgmaxTile tile : tiles_of(in_width, lanes)) {
+        tile.first_window = static_cast<std::int64_t>(tables.windows.size());
+        tables.tiles.push_back(tile);
+        for (; x < out_width; ++x) {
+            const Tap tap = bilinear_tap(x, in_width, out_width);
+            if (tap.first >= tile.column + tile.last_cell) break;
+            const std::int64_t windows = static_cast<std::int64_t>(tables.windows.size());
+            if (windows == tile.first_window || tables.windows.back().count == lanes)
+                tables.windows.push_back({x, 0, std::min(tap.first - tile.column, lanes - 4)});
+            add_pixel(tables, x, tap, lanes);
+        }
+        tables.tiles.back().last_window = static_cast<std::int64_t>(tables.windows.size());
+        if (tables.tiles.back().last_window == tile.first_window) tables.tiles.pop_back();  // shrinking: no pixel
+    }
+    return tables;
+}
+
+struct RowTables {
+    std::vector<ArgmaxBand> bands;
+    std::vector<float> top_weight, bottom_weight;
+};
+
+RowTables rows_of(std::int64_t in_height, std::int64_t out_height) {
+    RowTables tables;
+    for (std::int64_t y = 0; y < out_height; ++y) {
+        const Tap tap = bilinear_tap(y, in_height, out_height);
+        auto& bands = tables.bands;
+        if (bands.empty() || bands.back().top != tap.first || y - bands.back().first == kBandRows)
+            bands.push_back({tap.first, tap.second, y, y});
+        bands.back().last = y + 1;
+        tables.top_weight.push_back(tap.first_weight);
+        tables.bottom_weight.push_back(tap.second_weight);
+    }
+    return tables;
 }
 
 }  // namespace
 
-template <typename Label>
-void upsample_argmax(const LogitsShape& in, const float* logits, const LabelShape& out, Label* labels, float* scores) {
-    const std::int64_t across = (out.width + kColumns - 1) / kColumns, down = (out.height + kRows - 1) / kRows;
-    // Every pixel is computed on its own: the result cannot depend on how tiles fall to threads.
-#pragma omp parallel for schedule(static) if (in.classes * out.height * out.width > 1 << 18)
-    for (std::int64_t tile = 0; tile < across * down; ++tile) {
-        const std::int64_t x = tile % across * kColumns, y_begin = tile / across * kRows;
-        const Columns columns(x, std::min(x + kColumns, out.width), in.width, out.width);
-        for (std::int64_t y = y_begin; y < std::min(y_begin + kRows, out.height); ++y) {
-            const std::int64_t at = y * out.width + x;
-            label_row(in, logits, columns, bilinear_tap(y, in.height, out.height), labels + at,
-                      scores ? scores + at : nullptr);
-        }
-    }
+void upsample_argmax(const Logits& logits, const LabelMap& out, bool prune) {
+    const Instructions& chosen = instructions();
+    const ColumnTables columns = columns_of(logits.shape.width, out.shape.width, chosen.lanes);
+    const RowTables rows = rows_of(logits.shape.height, out.shape.height);
+    std::vector<std::uint16_t> classes(static_cast<std::size_t>(logits.shape.classes));
+    std::iota(classes.begin(), classes.end(), std::uint16_t{0});
+    const ArgmaxPlan plan{logits,
+                          out,
+                          prune,
+                          classes.data(),
+                          rows.bands.data(),
+                          columns.tiles.data(),
+                          static_cast<std::int64_t>(columns.tiles.size()),
+                          columns.four_columns,
+                          columns.windows.data(),
+                          columns.left.data(),
+                          columns.right.data(),
+                          columns.left_weight.data(),
+                          columns.right_weight.data(),
+                          rows.top_weight.data(),
+                          rows.bottom_weight.data()};
+    const double pixels = static_cast<double>(out.shape.height) * static_cast<double>(out.shape.width);
+    for_parts<char>(static_cast<std::int64_t>(rows.bands.size()), kBandsAPart,
+                    pixels * static_cast<double>(logits.shape.classes) * kNanosecondsAClass, 0,
+                    [&](std::int64_t first, std::int64_t last, char*) { chosen.label_bands(plan, first, last); });
 }
-
-template void upsample_argmax(const LogitsShape&, const float*, const LabelShape&, std::uint8_t*, float*);
-template void upsample_argmax(const LogitsShape&, const float*, const LabelShape&, std::uint16_t*, float*);
 
 }  // namespace kernels

@@ -6,24 +6,22 @@
 
 #include "lga_merge.hpp"
 #include "preprocess.hpp"
+#include "storage.hpp"
 #include "upsample_argmax.hpp"
 
 namespace kernels::cuda {
 
-constexpr int kThreads = 256;  // a block; one thread an output element
-
-inline unsigned blocks_for(std::int64_t elements) {
-    return static_cast<unsigned>((elements + kThreads - 1) / kThreads);
-}
-
-cudaError_t preprocess(const Photo& photo, const CropGeometry& geometry, float* image, float* crops,
+// Resize, normalise, crop and change the layout in one launch: interleaved uint8 -> planes of `storage`.
+// image (3, size, size); crops (crops_per_axis^2, 3, crop, crop), unused where geometry.crop is 0.
+// Unlike on the CPU, a photo's columns must run forwards: column_stride > 0.
+cudaError_t preprocess(const Photo& photo, const CropGeometry& geometry, Storage storage, void* image, void* crops,
                        cudaStream_t stream);
 
-cudaError_t lga_merge(const TokenGrid& tokens, const float* crops, const float* full, float* merged,
-                      cudaStream_t stream);
+// As kernels::lga_merge.
+cudaError_t lga_merge(const TokenGrid& tokens, const MergeOptions& options, const void* crops, const void* full,
+                      void* merged, cudaStream_t stream);
 
-template <typename Label>
-cudaError_t upsample_argmax(const LogitsShape& in, const float* logits, const LabelShape& out, Label* labels,
-                            float* scores, cudaStream_t stream);
+// As kernels::upsample_argmax. `prune` false computes every class at every pixel. The result is the same.
+cudaError_t upsample_argmax(const Logits& logits, const LabelMap& out, bool prune, cudaStream_t stream);
 
 }  // namespace kernels::cuda

@@ -26,7 +26,8 @@ struct CropGeometry {
 constexpr float kGain[3] = {1.0f / (255.0f * 0.229f), 1.0f / (255.0f * 0.224f), 1.0f / (255.0f * 0.225f)};
 constexpr float kOffset[3] = {-0.485f / 0.229f, -0.456f / 0.224f, -0.406f / 0.225f};
 
-// image (3, size, size); crops (crops_per_axis^2, 3, crop, crop), row-major with y outer.
-void preprocess(const Photo& photo, const CropGeometry& geometry, float* image, float* crops);
+// image (3, size, size); crops (crops_per_axis^2, 3, crop, crop), row-major with y outer. `antialias`: where the
+// photo is larger than the image, every pixel is the mean of all it covers, weighted by a triangle.
+void preprocess(const Photo& photo, const CropGeometry& geometry, bool antialias, float* image, float* crops);
 
 }  // namespace kernels

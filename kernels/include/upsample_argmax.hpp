@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "bilinear.hpp"
+#include "storage.hpp"
 
 namespace kernels {
 
@@ -19,9 +20,25 @@ struct LabelShape {
 // Written so that `best` may start as NaN and equal values leave the lower class in place.
 KERNELS_HOST_DEVICE inline bool wins(float value, float best) { return !(value <= best) & (value == value); }
 
-// logits (classes, height, width); labels (height, width); scores the same, or null if not wanted.
-// Label is uint8 (at most 255 classes: 255 means "no class") or uint16 (at most 65535).
-template <typename Label>
-void upsample_argmax(const LogitsShape& in, const float* logits, const LabelShape& out, Label* labels, float* scores);
+// Logits somewhere in memory: columns side by side, rows and classes `row_stride` and `class_stride` elements
+// apart, which covers (classes, height, width) and the strip-major (height, classes, width).
+struct Logits {
+    LogitsShape shape;
+    Storage storage;
+    const void* data;
+    std::int64_t class_stride, row_stride;
+};
+
+// Where the result goes: labels (height, width) of `label_bytes` each, 1 (at most 255 classes: 255 means "no
+// class") or 2 (at most 65535), and scores (height, width), or null if not wanted.
+struct LabelMap {
+    LabelShape shape;
+    int label_bytes;
+    void* labels;
+    float* scores;
+};
+
+// `prune` false computes every class at every pixel. The result is the same.
+void upsample_argmax(const Logits& logits, const LabelMap& out, bool prune = true);
 
 }  // namespace kernels

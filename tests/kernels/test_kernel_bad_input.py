@@ -44,7 +44,10 @@ BAD_PREPROCESS = [
     ({"crop": 0}, "crop: got 0, expected an integer from 1 to 32"),
     ({"stride": 0}, "stride: got 0, expected an integer from 1"),
     ({"stride": 7}, "stride: got 7, expected a divisor of size - crop = 16"),
-    ({"color": "RGB"}, 'color: got \'RGB\', expected "rgb" or "bgr"'),
+    ({"color": "RGB"}, 'color: got \'RGB\', expected "rgb" or "bgr" or "grey"'),
+    ({"color": "grey"}, "photo: got uint8 array of shape (8, 9, 3), expected uint8 array of shape (H, W)"),
+    ({"photo": PHOTO[..., 0]}, "photo: got uint8 array of shape (8, 9), expected uint8 array of shape (H, W, 3)"),
+    ({"photo": PHOTO[:0, :, 0], "color": "grey"}, "photo: got uint8 array of shape (0, 9), expected"),
     ({"color": None}, "color: got None, expected"),
     (
         {"out": np.zeros((1, 3, 32, 32), np.float32)},
@@ -76,7 +79,7 @@ BAD_MERGE = [
     ((None, None), "crop_features: got None, expected an array, because full_features is None too"),
     (
         (CROPS.astype(np.float16), FULL, 4),
-        "crop_features: got float16 array of shape (4, 36, 8), expected float32",
+        "full_features: got float32 array of shape (100, 8), expected float16",
     ),
     (
         (CROPS[0], FULL, 4),
@@ -104,6 +107,9 @@ BAD_MERGE = [
         (CROPS, FULL, 4, np.zeros((100, 7), np.float32)),
         "out: got float32 array of shape (100, 7), expected float32",
     ),
+    ((CROPS.view(np.uint32), FULL, 4), "crop_features: got uint32 array of shape (4, 36, 8), expected float32"),
+    ((np.lib.stride_tricks.as_strided(CROPS, CROPS.shape, (0, 32, 4)), FULL, 4), "crop_features: got a non-contig"),
+    ((CROPS, FULL, 4, np.zeros((100, 16), np.float32)[:, ::2]), "out: got a non-contiguous array"),
     ((CROPS, FULL, 4, FULL), "out: got memory that another argument uses too"),
     ((None, FULL, 4, FULL), "out: got memory that another argument uses too"),
 ]
@@ -119,6 +125,10 @@ BAD_UPSAMPLE = [
     ((LOGITS[:, ::2], (4, 4)), "pass np.ascontiguousarray(logits)"),
     ((LOGITS.astype(">f4"), (4, 4)), "logits: got >f4 array of shape"),
     ((np.zeros((65536, 1, 1), np.float32), (4, 4)), "logits: got 65536, expected 1 to 65535 classes (K)"),
+    ((LOGITS[:, ::-1], (4, 4)), "pass np.ascontiguousarray(logits)"),
+    ((LOGITS.transpose(0, 2, 1), (4, 4)), "logits: got a non-contiguous array, expected C order or the view"),
+    ((np.lib.stride_tricks.as_strided(LOGITS, LOGITS.shape, (4, 4, 4)), (4, 4)), "logits: got a non-contiguous"),
+    ((LOGITS.astype(np.uint16), (4, 4)), "logits: got uint16 array of shape (5, 6, 7), expected float32"),
     ((LOGITS, (0, 4)), "size[0]: got 0, expected an integer from 1"),
     ((LOGITS, (4, -1)), "size[1]: got -1, expected an integer from 1"),
     ((LOGITS, (4, 4.0)), "size[1]: got 4.0, expected an integer"),
@@ -166,3 +176,15 @@ def test_upsample_argmax(arguments, text):
     with pytest.raises(ValueError) as error:
         kernels.upsample_argmax(*arguments)
     one_line(error, text)
+
+
+def test_bfloat16_asks_for_its_bits():
+    with pytest.raises(ValueError) as error:
+        kernels.upsample_argmax(LOGITS, (4, 4), bfloat16=True)
+    one_line(error, "logits: got float32 array of shape (5, 6, 7), expected uint16 (bfloat16 bits) array of shape")
+
+
+def test_channels_first_turns_the_shape_of_out():
+    with pytest.raises(ValueError) as error:
+        kernels.lga_merge(CROPS, FULL, 4, np.zeros((100, 8), np.float32), channels_first=True)
+    one_line(error, "out: got float32 array of shape (100, 8), expected float32 array of shape (8, 100)")

@@ -55,7 +55,7 @@ def test_out_is_filled_and_returned(module):
 
 def test_build_info():
     info = kernels.build_info()
-    assert list(info) == ["version", "compiler", "openmp", "simd", "cuda_architectures"]
+    assert list(info) == ["version", "compiler", "openmp", "simd", "cpu", "cuda_architectures"]
     assert info["version"] and info["compiler"] and isinstance(info["openmp"], bool)
     assert all(isinstance(name, str) for name in info["simd"] + info["cuda_architectures"])
 

@@ -94,3 +94,60 @@ def test_nan_stays_where_it_is():
     crops[0, 0] = np.nan
     merged = kernels.lga_merge(crops, full, 4)
     assert np.isnan(merged[0]).all() and np.isfinite(merged[1:]).all()
+
+
+@pytest.mark.parametrize("geometry", [(2, 6, 4, 40), (3, 6, 2, 33), (5, 7, 1, 17)])
+@pytest.mark.parametrize("with_full", [True, False])
+def test_sixteen_bit_storage_is_rounded_once(geometry, with_full):
+    """float32 inside: as the float32 result of the same numbers, rounded at the end."""
+    crops, full = random_features(3, *geometry)
+    full = full if with_full else None
+    for bfloat16 in (False, True):
+        narrow = reference._bfloat_bits if bfloat16 else (lambda array: array.astype(np.float16))
+        stored = narrow(crops), None if full is None else narrow(full)
+        merged = kernels.lga_merge(*stored, geometry[2], bfloat16=bfloat16)
+        wide = [None if array is None else reference._as_floats(array, bfloat16) for array in stored]
+        assert merged.dtype == stored[0].dtype
+        assert np.array_equal(merged, narrow(kernels.lga_merge(*wide, geometry[2])))
+
+
+def test_bfloat16_is_torchs():
+    values = random_features(4, 2, 6, 4, 40)
+    crops, full = (torch.from_numpy(array).to(torch.bfloat16) for array in values)
+    bits = [tensor.view(torch.uint16).numpy() for tensor in (crops, full)]
+    merged = torch.from_numpy(kernels.lga_merge(*bits, 4, bfloat16=True)).view(torch.bfloat16)
+    expected = torch.from_numpy(kernels.lga_merge(crops.float().numpy(), full.float().numpy(), 4)).to(torch.bfloat16)
+    assert torch.equal(merged, expected)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES[2:])
+def test_channels_first_is_the_transpose(geometry):
+    crops, full = random_features(5, *geometry)
+    merged = kernels.lga_merge(crops, full, geometry[2])
+    assert np.array_equal(kernels.lga_merge(crops, full, geometry[2], channels_first=True), merged.T)
+    only = kernels.lga_merge(None, full, channels_first=True)
+    assert only.flags.c_contiguous and np.array_equal(only, full.T)
+
+
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_normalize_is_torchs(channels_first):
+    crops, full = random_features(6, 3, 6, 2, 37)
+    crops[:, 0], full[0] = 0, 0  # a token of length 0 stays 0
+    merged = kernels.lga_merge(crops, full, 2, normalize=True, channels_first=channels_first)
+    plain = torch.from_numpy(kernels.lga_merge(crops, full, 2))
+    expected = torch.nn.functional.normalize(plain, dim=1).numpy()
+    np.testing.assert_allclose(merged, expected.T if channels_first else expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 4])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_results_larger_than_the_caches(shift, dtype):
+    """These are written past the caches, in whole lines; what is left at either end is not."""
+    side, channels = (72, 1001) if dtype == np.float16 else (56, 801)
+    crops, full = (array.astype(dtype) for array in random_features(7, 2, side - 8, 8, channels))
+    memory = np.full(full.size + 64, 7, dtype)
+    out = memory[shift : shift + full.size].reshape(full.shape)
+    assert out.nbytes > 8 << 20
+    kernels.lga_merge(crops, full, 8, out=out)
+    assert np.array_equal(out, reference.lga_merge(crops, full, 8))
+    assert np.all(memory[:shift] == 7) and np.all(memory[shift + full.size :] == 7)

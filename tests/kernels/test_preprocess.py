@@ -18,9 +18,9 @@ def random_photo(rng: np.random.Generator, height: int, width: int) -> np.ndarra
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def torch_preprocess(photo: np.ndarray, size: int) -> np.ndarray:
+def torch_preprocess(photo: np.ndarray, size: int, antialias: bool = False) -> np.ndarray:
     planes = torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1)[None].float()
-    resized = F.interpolate(planes, size=(size, size), mode="bilinear", align_corners=False, antialias=False)
+    resized = F.interpolate(planes, size=(size, size), mode="bilinear", align_corners=False, antialias=antialias)
     return ((resized / 255 - MEAN) / STD).numpy()
 
 
@@ -131,3 +131,41 @@ def test_a_single_colour_stays_single():
     photo = np.full((37, 53, 3), 255, np.uint8)
     image, _ = kernels.preprocess(photo, 48, None)
     np.testing.assert_allclose(image[0], ((1 - MEAN) / STD).expand(3, 48, 48), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (64, 200), (200, 64), (480, 640), (1080, 1920), (999, 1501)])
+def test_antialias_is_torchs(shape):
+    photo = random_photo(np.random.default_rng(9), *shape)
+    image, crops = kernels.preprocess(photo, 64, 32, 16, antialias=True)
+    np.testing.assert_allclose(image, torch_preprocess(photo, 64, antialias=True), rtol=0, atol=1e-4)
+    assert_same((image, crops), reference.preprocess(photo, 64, 32, 16, antialias=True))
+
+
+def test_antialias_averages_what_sampling_would_miss():
+    photo = np.zeros((512, 512, 3), np.uint8)
+    photo[::8] = 255  # one row in eight
+    sampled, averaged = (kernels.preprocess(photo, 64, None, antialias=on)[0][0, 0] for on in (False, True))
+    assert np.ptp(sampled) == 0  # every sample falls between the lines
+    np.testing.assert_allclose(averaged[1:-1] * 0.229 + 0.485, 1 / 8, atol=0.02)
+
+
+def test_grey():
+    grey = random_photo(np.random.default_rng(10), 37, 53)[..., 0]
+    expected = kernels.preprocess(np.repeat(grey[..., None], 3, axis=2), 48, 32, 16)
+    assert_same(kernels.preprocess(grey, 48, 32, 16, "grey"), expected)
+    assert_same(
+        kernels.preprocess(grey[::-1, ::2], 48, 32, 16, "grey"),
+        reference.preprocess(grey[::-1, ::2], 48, 32, 16, "grey"),
+    )
+
+
+@pytest.mark.parametrize("shift", [0, 1, 4])
+def test_results_larger_than_the_caches(shift):
+    photo = random_photo(np.random.default_rng(11), 300, 400)
+    memory = [np.full(count + 64, 7, np.float32) for count in (3 * 801**2, 4 * 3 * 401**2)]
+    shapes = (1, 3, 801, 801), (4, 3, 401, 401)
+    out = tuple(m[shift : m.size - 64 + shift].reshape(shape) for m, shape in zip(memory, shapes, strict=True))
+    assert sum(array.nbytes for array in out) > 8 << 20
+    kernels.preprocess(photo, 801, 401, 400, out=out)
+    assert_same(out, reference.preprocess(photo, 801, 401, 400))
+    assert all(np.all(m[:shift] == 7) and np.all(m[m.size - 64 + shift :] == 7) for m in memory)

@@ -130,3 +130,57 @@ def test_dropped_classes_never_show():
 @pytest.mark.parametrize("size", [(720, 1280), (640, 640)])
 def test_full_size(size):
     assert_equals_torch(random_logits(5, 20, 160, 160), size)
+
+
+def smooth_logits(seed: int, classes: int, side: int = 160) -> np.ndarray:
+    """As a decoder's: each class a few broad hills."""
+    hills = torch.from_numpy(random_logits(seed, 1, classes, side // 8, side // 8))
+    return F.interpolate(hills, size=(side, side), mode="bicubic")[0].contiguous().numpy()
+
+
+@pytest.mark.parametrize("classes", [8, 20, 150, 847])
+def test_smooth_logits_full_size(classes):
+    logits = smooth_logits(6, classes)
+    assert_equals_torch(logits, (640, 640))
+    direct = np.empty((640, 640), np.uint8 if classes <= 255 else np.uint16)
+    kernels._kernels.upsample_argmax(logits, 0, direct, None, prune=False)
+    assert np.array_equal(direct, kernels.upsample_argmax(logits, (640, 640)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -3e38])
+@pytest.mark.parametrize("share", [0.001, 0.2])
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
+def test_pruning_is_exact_around_what_is_not_finite(value, share):
+    logits = smooth_logits(7, 40, side=48)
+    logits[np.random.default_rng(7).random(logits.shape) < share] = value
+    assert_equals_reference(logits, (190, 200))
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1.0, 1e30])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_pruning_leaves_near_ties_in(scale, offset):
+    """Classes that differ by a few units in the last place, about where bounds of a careless kernel would cut."""
+    base = smooth_logits(8, 1, side=40)
+    steps = np.random.default_rng(8).integers(-3, 4, (30, 40, 40)).astype(np.float32)
+    logits = ((base + np.float32(offset)) * (1 + steps * np.float32(6e-8)) * np.float32(scale)).astype(np.float32)
+    assert_equals_reference(logits, (155, 161))
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_sixteen_bit_logits(bfloat16):
+    logits = smooth_logits(9, 30, side=40)
+    stored = reference._bfloat_bits(logits) if bfloat16 else logits.astype(np.float16)
+    given = kernels.upsample_argmax(stored, (150, 133), scores=True, bfloat16=bfloat16)
+    expected = kernels.upsample_argmax(reference._as_floats(stored, bfloat16), (150, 133), scores=True)
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(given, expected, strict=True))
+
+
+def test_strips_are_read_in_place():
+    logits = smooth_logits(10, 30, side=40)
+    strips = np.ascontiguousarray(logits.transpose(1, 0, 2))
+    given = kernels.upsample_argmax(strips.transpose(1, 0, 2), (99, 101))
+    assert np.array_equal(given, kernels.upsample_argmax(logits, (99, 101)))
+
+
+def test_4096_classes():
+    assert_equals_reference(random_logits(11, 4096, 3, 9), (5, 40))

@@ -1,0 +1,53 @@
+"""One picture: how near every kernel is to what memory and arithmetic allow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.kernel_record import KernelRecord, Measured
+
+COLORS = {"lga_merge": "#3b6fb6", "upsample_argmax": "#e8963e", "preprocess": "#4f9d69"}
+RIVAL = "#9e9e9e"
+
+
+def save_roofline(path: Path, record: KernelRecord) -> None:
+    figure = Figure(figsize=(11, 6.5), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    bandwidth = float(np.median([case.bandwidth for case in record.cases]))
+    _roof(axes, bandwidth, record.peak)
+    for number, case in enumerate(record.cases, start=1):
+        _points(axes, case, number)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("operations of the direct method a byte that must move")
+    axes.set_ylabel("10^9 operations of the direct method a second")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(f"Kernels on {record.machine.cpu if record.device == 'cpu' else record.device}", weight="bold")
+    note = "coloured: ours; grey: the fastest other; above the roof: pruning leaves operations out"
+    axes.set_title("; ".join((note, *record.remarks)), fontsize=8, loc="left", wrap=True)
+    figure.savefig(path, format="png")
+
+
+def _roof(axes: Axes, bandwidth: float, peak: float) -> None:
+    intensity = np.geomspace(0.05, 2000, 200)
+    label = f"roof: {bandwidth:.1f} GB/s, {peak:.0f} GFLOP/s"
+    axes.plot(intensity, np.minimum(intensity * bandwidth, peak), color="#404040", linewidth=1.2, label=label)
+
+
+def _points(axes: Axes, case: Measured, number: int) -> None:
+    intensity = case.operations / case.moved
+    rates = {timing.contestant: case.operations / timing.median / 1e6 for timing in case.timings}
+    others = [rate for name, rate in rates.items() if not name.startswith("ours")]
+    if others:
+        axes.plot([intensity] * 2, [max(others), rates["ours"]], color=RIVAL, linewidth=0.8)
+        axes.scatter(intensity, max(others), s=18, color=RIVAL, zorder=2)
+    label = f"{number} {case.kernel}: {case.inputs}"
+    axes.scatter(intensity, rates["ours"], s=34, color=COLORS[case.kernel], zorder=3, label=label)
+    axes.annotate(str(number), (intensity, rates["ours"]), xytext=(5, 3), textcoords="offset points", fontsize=8)
