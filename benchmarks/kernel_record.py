@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
-from benchmarks.machine import Machine
+from benchmarks.record import Entry, Occasion
 
 METHOD = {
     "time": "CPU time of one thread (cpu) or CUDA events (cuda); all contestants in one process, in turn, the order "
@@ -22,11 +21,7 @@ METHOD = {
 }
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Timing(_Entry):
+class Timing(Entry):
     """Milliseconds, one for each round; `ratio` is over ours."""
 
     contestant: str
@@ -38,7 +33,7 @@ class Timing(_Entry):
         return float(np.median(self.rounds))
 
 
-class Measured(_Entry):
+class Measured(Entry):
     """One case. `moved` bytes, `operations` of the direct method, `bandwidth` in GB/s."""
 
     kernel: str
@@ -58,17 +53,11 @@ class Measured(_Entry):
         return self.moved / (self.ours.median * 1e6) / self.bandwidth
 
 
-class KernelRecord(_Entry):
+class KernelRecord(Occasion):
     """`peak` is the GFLOP/s of a matrix product, the roof of the picture."""
 
-    schema_version: int = 1
-    date: str
-    command: str
     device: str
-    machine: Machine
-    versions: dict[str, str]
     build: dict[str, Any]
-    load_average: tuple[tuple[float, ...] | None, tuple[float, ...] | None]
     method: dict[str, str] = METHOD
     logits: str
     peak: float

@@ -53,8 +53,8 @@ class Workload(Entry):
     boundary: str = BOUNDARY
 
 
-class Run(Entry):
-    """What every result says of its run: when, how, where, with what.
+class Occasion(Entry):
+    """What every result says: when, how, where and with what it came about.
 
     Attributes:
         load_average: Before and after, over 1, 5 and 15 minutes; None where the system does not tell.
@@ -66,6 +66,11 @@ class Run(Entry):
     machine: Machine
     versions: dict[str, str]
     load_average: tuple[tuple[float, ...] | None, tuple[float, ...] | None]
+
+
+class Run(Occasion):
+    """A run of a bundle."""
+
     threads: int
     bundle: BundleIdentity
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import checks
+from . import checks, cuda_api
 
 try:
     from . import _kernels
@@ -150,4 +150,4 @@ def build_info() -> dict[str, Any]:
     Raises:
         ValueError: DINOV3SEG_CPU names instructions that this processor does not have.
     """
-    return dict(_kernels.build_info())
+    return {**_kernels.build_info(), "cuda_architectures": cuda_api.architectures()}

@@ -2,17 +2,12 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
-#include <sstream>
-#include <stdexcept>
 #include <string>
 
 #include "dispatch.hpp"
 #include "lga_merge.hpp"
 #include "preprocess.hpp"
 #include "upsample_argmax.hpp"
-#ifdef KERNELS_CUDA_ARCHITECTURES
-#include "cuda.hpp"
-#endif
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -75,15 +70,6 @@ nb::list simd() {
     return names;
 }
 
-nb::list cuda_architectures() {
-    nb::list names;
-#ifdef KERNELS_CUDA_ARCHITECTURES
-    std::istringstream all(KERNELS_CUDA_ARCHITECTURES);
-    for (std::string name; std::getline(all, name, ',');) names.append(name.c_str());
-#endif
-    return names;
-}
-
 nb::dict build_info() {
     nb::dict info;
     info["version"] = KERNELS_VERSION;
@@ -101,58 +87,8 @@ nb::dict build_info() {
 #endif
     info["simd"] = simd();
     info["cpu"] = kernels::instructions().name;
-    info["cuda_architectures"] = cuda_architectures();
     return info;
 }
-
-#ifdef KERNELS_CUDA_ARCHITECTURES
-
-template <typename T>
-T* pointer(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
-void check(const char* kernel, cudaError_t error) {
-    if (error != cudaSuccess)
-        throw std::runtime_error(std::string(kernel) + ": CUDA launch failed: " + cudaGetErrorString(error));
-}
-
-int cuda_device_count() {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
-    cudaGetLastError();  // no driver is an answer here, and must not show up in the next launch
-    return 0;
-}
-
-void cuda_preprocess(std::uintptr_t photo, std::int64_t height, std::int64_t width, std::int64_t pitch, bool bgr,
-                     std::int64_t size, std::int64_t crop, std::int64_t stride, std::uintptr_t image,
-                     std::uintptr_t crops, std::uintptr_t stream) {
-    const kernels::Photo source{
-        pointer<const std::uint8_t>(photo) + (bgr ? 2 : 0), height, width, pitch, 3, bgr ? -1 : 1};
-    check("preprocess", kernels::cuda::preprocess(source, {size, crop, stride}, pointer<float>(image),
-                                                  pointer<float>(crops), pointer<CUstream_st>(stream)));
-}
-
-void cuda_lga_merge(std::uintptr_t crops, std::uintptr_t full, std::int64_t crops_per_axis, std::int64_t crop_grid,
-                    std::int64_t stride, std::int64_t channels, std::uintptr_t merged, std::uintptr_t stream) {
-    check("lga_merge",
-          kernels::cuda::lga_merge({crops_per_axis, crop_grid, stride, channels}, pointer<const float>(crops),
-                                   pointer<const float>(full), pointer<float>(merged), pointer<CUstream_st>(stream)));
-}
-
-void cuda_upsample_argmax(std::uintptr_t logits, std::int64_t classes, std::int64_t height, std::int64_t width,
-                          std::int64_t out_height, std::int64_t out_width, std::uintptr_t labels, std::uintptr_t scores,
-                          std::uintptr_t stream) {
-    const auto launch = [&](auto* out) {
-        return kernels::cuda::upsample_argmax({classes, height, width}, pointer<const float>(logits),
-                                              {out_height, out_width}, out, pointer<float>(scores),
-                                              pointer<CUstream_st>(stream));
-    };
-    check("upsample_argmax",
-          classes <= 255 ? launch(pointer<std::uint8_t>(labels)) : launch(pointer<std::uint16_t>(labels)));
-}
-
-#endif
 
 }  // namespace
 
@@ -164,10 +100,4 @@ NB_MODULE(_kernels, module) {
     module.def("upsample_argmax", &upsample_argmax, "logits"_a.noconvert(), "storage"_a, "labels"_a.noconvert(),
                "scores"_a.noconvert().none(), "prune"_a = true);
     module.def("build_info", &build_info);
-#ifdef KERNELS_CUDA_ARCHITECTURES
-    module.def("cuda_device_count", &cuda_device_count);
-    module.def("cuda_preprocess", &cuda_preprocess);
-    module.def("cuda_lga_merge", &cuda_lga_merge);
-    module.def("cuda_upsample_argmax", &cuda_upsample_argmax);
-#endif
 }
