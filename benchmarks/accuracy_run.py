@@ -55,7 +55,7 @@ class Contestant:
 
 @dataclass
 class Example:
-    """One picture of the sheet, with the label maps of the first and the last contestant."""
+    """One picture of the sheet, with the label maps of the first contestant and its last rival."""
 
     name: str
     image: Pixels
@@ -69,7 +69,7 @@ class Findings:
     scores: list[Score]
     confusion: npt.NDArray[np.int64]  # of the first contestant
     examples: list[Example]
-    titles: tuple[str, str]  # of the first and the last contestant
+    titles: tuple[str, str]  # of the first contestant and its last rival
     small_objects: int
 
 
@@ -156,6 +156,7 @@ def evaluate(contestants: Sequence[Contestant], dataset: Dataset) -> Findings:
     """Agreement is with the first contestant that looks at the same views."""
     tallies = [Tally(len(dataset.classes)) for _ in contestants]
     references = [next(i for i, other in enumerate(contestants) if other.views == one.views) for one in contestants]
+    rival = max(index for index, reference in enumerate(references) if reference == 0)  # same views as the first
     examples: list[Example] = []
     samples: Iterable[Sample] = track(
         dataset, "segmenting", dataset.identity.images, console=console, transient=True, disable=not console.is_terminal
@@ -168,12 +169,12 @@ def evaluate(contestants: Sequence[Contestant], dataset: Dataset) -> Findings:
             tally.seconds.append(result.timings["total"] / 1e3)
             tally.add(sample, result.labels, maps[reference])
         if len(examples) < SHOWN:
-            examples.append(Example(sample.name, sample.image, sample.truth, maps[0], maps[-1]))
+            examples.append(Example(sample.name, sample.image, sample.truth, maps[0], maps[rival]))
     scores = [
         score(contestant, tally, dataset, is_reference=reference == index)
         for index, (contestant, tally, reference) in enumerate(zip(contestants, tallies, references, strict=True))
     ]
-    titles = contestants[0].title, contestants[-1].title
+    titles = contestants[0].title, contestants[rival].title
     return Findings(scores, tallies[0].confusion.counts, examples, titles, tallies[0].small.objects)
 
 

@@ -1,4 +1,4 @@
-"""The sheet: a few pictures with truth, the first and the last contestant, and where these two differ."""
+"""The sheet: a few pictures with truth, the first contestant, its last rival, and where these two differ."""
 
 from __future__ import annotations
 

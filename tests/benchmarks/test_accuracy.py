@@ -9,14 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accuracy_record, confusion_chart
-from benchmarks.datasets import Identity
+from benchmarks import accuracy_record, accuracy_run, confusion_chart
+from benchmarks.datasets import Identity, Tabletop
 from benchmarks.scene_vocabulary import VOCABULARY
 from runtime.bundle import MANIFEST, Bundle, sha256
 from runtime.engines import open_engine
@@ -75,6 +76,23 @@ def test_views_change_the_features_and_skip_a_backbone_call(small_bundle: Path) 
 
 
 # Pictures and names.
+
+
+def test_the_sheet_sets_the_first_beside_the_last_with_the_same_views() -> None:
+    def contestant(side: str, views: Views, label: int) -> accuracy_run.Contestant:
+        def pipeline(image: np.ndarray, text: np.ndarray, scores: bool) -> Any:
+            return SimpleNamespace(labels=np.full(image.shape[:2], label, np.uint8), timings={"total": 1.0})
+
+        pipeline.views, pipeline.engines = views, {}
+        return accuracy_run.Contestant(side, "fp32", pipeline, np.zeros((1, 2, 4), np.float32))
+
+    contestants = [
+        contestant(side, views, label)
+        for label, (side, views) in enumerate((side, views) for side in ("a", "b") for views in ("both", "full"))
+    ]
+    found = accuracy_run.evaluate(contestants, Tabletop("test", 1, 96))
+    assert found.titles == ("a fp32", "b fp32")
+    assert [np.unique(labels) for labels in (found.examples[0].first, found.examples[0].last)] == [[0], [2]]
 
 
 def test_confusion_panels_keep_every_object_pixel() -> None:
