@@ -1,61 +1,76 @@
-"""fp32 graph -> typed fp16 graph. "fp16" is then a property of the graph, never a builder flag."""
+"""fp32 graph -> typed fp16 or bf16 graph. The precision is then a property of the graph, never a builder flag."""
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from runtime.errors import ExportError
 
-# Nodes that stay in fp32: norms and sums over many elements, where fp16 overflows or loses its ten bits.
-FP32_ISLANDS = frozenset(
-    {
-        "LayerNormalization",
-        "InstanceNormalization",
-        "ReduceL2",
-        "ReduceMean",
-        "ReduceSum",
-        "Clip",
-        "Div",
-        "Sqrt",
-        "Reciprocal",
-    }
-)
+Half = Literal["fp16", "bf16"]
+
+# Nodes that stay in fp32 in every half-precision graph, and why: there fp16 overflows or loses its ten bits.
+FP32_ISLANDS: Final = {
+    "LayerNormalization": "mean and variance over the channels",
+    "InstanceNormalization": "statistics of a group norm over whole maps",
+    "ReduceL2": "length of a vector, for a cosine",
+    "ReduceMean": "mean over many elements",
+    "ReduceSum": "sum over many elements: linear attention, AnyUp's feature unification",
+    "Clip": "guard of the division that follows",
+    "Div": "division by one of the sums above",
+    "Sqrt": "root mean square",
+    "Reciprocal": "one over a root mean square",
+}
+DTYPES: Final = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+ARRAYS: Final[dict[str, npt.DTypeLike]] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 HALF_MAX = float(np.finfo(np.float16).max)
 
 
-def to_fp16(model: ir.Model, stage: str) -> None:
+def is_island(node: ir.Node, keep: frozenset[str]) -> bool:
+    """Whether a node computes in fp32: by its kind, or because `keep` holds the name of its first output."""
+    return node.op_type in FP32_ISLANDS or node.outputs[0].name in keep
+
+
+def retype(model: ir.Model, stage: str, to: Half, keep: frozenset[str] = frozenset()) -> None:
     """Retypes the graph in place. Inputs and outputs stay float32; islands are bounded by casts.
+
+    Args:
+        keep: First outputs of further nodes that stay in fp32.
 
     Raises:
         ExportError: a weight or constant lies outside fp16's range.
     """
-    _HalfConverter(model, stage).convert()
+    _Converter(model, stage, to, keep).convert()
 
 
-class _HalfConverter:
-    def __init__(self, model: ir.Model, stage: str) -> None:
-        self.graph, self.stage = model.graph, stage
-        self.full: dict[ir.Value, ir.Value] = {}  # fp16 value -> the fp32 value that it was cast from
-        self.half: dict[ir.Value, ir.Value] = {}  # fp32 initializer or input -> its fp16 twin
+class _Converter:
+    def __init__(self, model: ir.Model, stage: str, to: Half, keep: frozenset[str]) -> None:
+        self.graph, self.stage, self.to, self.keep = model.graph, stage, to, keep
+        self.dtype = DTYPES[to]
+        self.full: dict[ir.Value, ir.Value] = {}  # half value -> the fp32 value that it was cast from
+        self.half: dict[ir.Value, ir.Value] = {}  # fp32 initializer or input -> its half twin
 
     def convert(self) -> None:
         nodes = list(self.graph)
         outputs = list(self.graph.outputs)
         for node in nodes:
-            if node.op_type in FP32_ISLANDS:
+            if is_island(node, self.keep):
                 self._island(node)
             else:
                 self._retype(node)
         for i, output in enumerate(outputs):
-            if output.dtype == ir.DataType.FLOAT16:
+            if output.dtype == self.dtype:
                 self._restore_output(i, output)
         unused = [name for name, value in self.graph.initializers.items() if not value.uses()]
         for name in unused:
             del self.graph.initializers[name]
 
     def _retype(self, node: ir.Node) -> None:
-        """An fp16 node: its float inputs become fp16, and so do its outputs."""
+        """A half node: its float inputs become half, and so do its outputs."""
         for i, value in enumerate(node.inputs):
             if value is not None and value.dtype == ir.DataType.FLOAT:
                 node.replace_input_with(i, self._halved(value, node))
@@ -65,15 +80,15 @@ class _HalfConverter:
                 if tensor.dtype == ir.DataType.FLOAT:
                     node.attributes[attribute.name] = ir.AttrTensor(attribute.name, self._half_tensor(tensor))
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
-            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
+            node.attributes["to"] = ir.AttrInt64("to", self.dtype)
         for output in node.outputs:
             if output.dtype == ir.DataType.FLOAT:
-                output.dtype = ir.DataType.FLOAT16
+                output.dtype = self.dtype
 
     def _island(self, node: ir.Node) -> None:
-        """An fp32 node: fp16 inputs are cast up, outputs down. Neighbouring islands stay connected in fp32."""
+        """An fp32 node: half inputs are cast up, outputs down. Neighbouring islands stay connected in fp32."""
         for i, value in enumerate(node.inputs):
-            if value is not None and value.dtype == ir.DataType.FLOAT16:
+            if value is not None and value.dtype == self.dtype:
                 if value not in self.full:
                     self.full[value] = self._cast(value, ir.DataType.FLOAT, before=node)
                 node.replace_input_with(i, self.full[value])
@@ -81,7 +96,7 @@ class _HalfConverter:
             if output.dtype != ir.DataType.FLOAT or output.is_graph_output():
                 continue
             uses = list(output.uses())
-            lowered = self._cast(output, ir.DataType.FLOAT16, after=node)
+            lowered = self._cast(output, self.dtype, after=node)
             for user, index in uses:
                 user.replace_input_with(index, lowered)
             self.full[lowered] = output
@@ -91,15 +106,15 @@ class _HalfConverter:
             if value.const_value is not None and value.is_initializer():
                 tensor = self._half_tensor(value.const_value)
                 twin = ir.Value(
-                    name=f"{value.name}_fp16",
+                    name=f"{value.name}_{self.to}",
                     const_value=tensor,
-                    type=ir.TensorType(ir.DataType.FLOAT16),
+                    type=ir.TensorType(self.dtype),
                     shape=value.shape,
                 )
                 tensor.name = twin.name
                 self.graph.register_initializer(twin)
             else:
-                twin = self._cast(value, ir.DataType.FLOAT16, before=user)
+                twin = self._cast(value, self.dtype, before=user)
                 self.full[twin] = value
             self.half[value] = twin
         return self.half[value]
@@ -107,19 +122,19 @@ class _HalfConverter:
     def _half_tensor(self, tensor: ir.TensorProtocol) -> ir.Tensor:
         array = tensor.numpy()
         largest = float(np.abs(array).max(initial=0.0))
-        if largest > HALF_MAX:
+        if self.to == "fp16" and largest > HALF_MAX:
             raise ExportError(
                 f"stage {self.stage}: {tensor.name} holds {largest:.3g}, over fp16's {HALF_MAX:.0f}; "
                 "build it with --engine fp32"
             )
-        return ir.Tensor(array.astype(np.float16), name=tensor.name)
+        return ir.Tensor(array.astype(ARRAYS[self.to]), name=tensor.name)
 
     def _cast(
         self, value: ir.Value, to: ir.DataType, before: ir.Node | None = None, after: ir.Node | None = None
     ) -> ir.Value:
         node = ir.node("Cast", [value], {"to": int(to)})
         output = node.outputs[0]
-        output.name = f"{value.name}_{'half' if to == ir.DataType.FLOAT16 else 'full'}"
+        output.name = f"{value.name}_{'full' if to == ir.DataType.FLOAT else 'half'}"
         output.dtype = to
         if before is not None:
             self.graph.insert_before(before, node)

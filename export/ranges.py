@@ -1,0 +1,70 @@
+"""How large every value of a graph becomes on real images: fp16 ends at 65504."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from runtime.engines.base import Array, Tensors, contiguous
+
+PREFIX = "largest of "
+
+
+class RangeEngine:
+    """Engine protocol around an fp32 graph; `largest` holds max |x| of every value it has computed so far.
+
+    The maxima are taken inside the graph, so that no intermediate outlives its use. The session is closed after
+    every call: one stage at a time is in memory.
+    """
+
+    precision = "fp32"
+
+    def __init__(self, graph: Path) -> None:
+        self._graph = graph
+        self.largest: dict[str, float] = {}
+
+    def __call__(self, inputs: Tensors) -> dict[str, Array]:
+        session = open_beside(with_maxima(self._graph), self._graph)
+        names = [output.name for output in session.get_outputs()]
+        found = dict(zip(names, session.run(names, contiguous(inputs)), strict=True))
+        for name in names:
+            if name.startswith(PREFIX):
+                value = name.removeprefix(PREFIX)
+                self.largest[value] = max(self.largest.get(value, 0.0), float(found.pop(name)))
+        return found
+
+
+def with_maxima(graph: Path) -> onnx.ModelProto:
+    """The graph with one more scalar output for every float value that a node computes."""
+    model = onnx.load(graph, load_external_data=False)
+    computed = {name for node in model.graph.node for name in node.output}
+    values = [
+        value.name
+        for value in (*model.graph.value_info, *model.graph.output)
+        if value.name in computed and value.type.tensor_type.elem_type == TensorProto.FLOAT
+    ]
+    for name in values:
+        model.graph.node.append(helper.make_node("Abs", [name], [f"absolute {name}"]))
+        model.graph.node.append(helper.make_node("ReduceMax", [f"absolute {name}"], [PREFIX + name], keepdims=0))
+        model.graph.output.append(helper.make_tensor_value_info(PREFIX + name, TensorProto.FLOAT, []))
+    return model
+
+
+def open_beside(model: onnx.ModelProto, graph: Path) -> onnxruntime.InferenceSession:
+    """A session of an altered graph that takes its weights from the original's data file.
+
+    Nothing is optimised: a fused node would compute other values than those asked for.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    altered = graph.with_name(f".{graph.name}.altered")
+    try:
+        onnx.save(model, altered)
+        return onnxruntime.InferenceSession(altered, options, providers=["CPUExecutionProvider"])
+    finally:
+        altered.unlink(missing_ok=True)
