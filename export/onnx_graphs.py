@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -30,6 +31,7 @@ FORBIDDEN = {
     "GridSample": "not fused and slow in every engine",
     "Pow": "a LayerNorm that was taken apart (TensorRT#4723)",
 }
+MODULE = "module"  # key of a node's metadata
 LARGE = 1 << 16  # elements
 FOLD_LIMIT = 1 << 30  # joins weights that a module concatenates in forward; the result replaces its sources
 
@@ -111,7 +113,7 @@ def lint(model: ir.Model, stage: str) -> None:
     """Raises ExportError naming every forbidden node and the module that it came from."""
     found = [node for node in model.graph.all_nodes() if node.op_type in FORBIDDEN]
     if found:
-        origin = found[0].metadata_props.get("pkg.torch.onnx.name_scopes", "unknown module")
+        origin = module_of(found[0]) or "unknown module"
         counts = ", ".join(f"{count}x {op}" for op, count in Counter(node.op_type for node in found).items())
         raise ExportError(
             f"stage {stage}: forbidden nodes {counts}; {found[0].op_type}: {FORBIDDEN[found[0].op_type]}; "
@@ -119,10 +121,25 @@ def lint(model: ir.Model, stage: str) -> None:
         )
 
 
+def module_of(node: ir.Node) -> str:
+    """Path of the torch module that a node came from, e.g. "vit.blocks.3.mlp"; "" for the stage's own forward."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if scopes is None:
+        return node.metadata_props.get(MODULE, "")
+    *modules, _ = ast.literal_eval(scopes)
+    return str(modules[-1]) if modules else ""
+
+
 def save(model: ir.Model, path: Path) -> Graph:
-    """Writes graph and external weights; a graph without weights has no data file."""
+    """Writes graph and external weights; a graph without weights has no data file.
+
+    Of the exporter's notes only the module of each node stays: the others hold paths of this machine.
+    """
     for node in model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces with this machine's paths
+        module = module_of(node)
+        node.metadata_props.clear()
+        if module:
+            node.metadata_props[MODULE] = module
         node.doc_string = None
     model.graph.metadata_props.clear()
     for value in (

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from export.onnx_graphs import module_of
 from runtime.errors import ExportError
 
 Half = Literal["fp16", "bf16"]
@@ -25,14 +26,18 @@ FP32_ISLANDS: Final = {
     "Sqrt": "root mean square",
     "Reciprocal": "one over a root mean square",
 }
+FP32_MODULES: Final = {
+    "key_features_encoder": "AnyUp's feature unification: nearly constant maps, whose group norm enlarges rounding",
+}
 DTYPES: Final = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 ARRAYS: Final[dict[str, npt.DTypeLike]] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 HALF_MAX = float(np.finfo(np.float16).max)
 
 
 def is_island(node: ir.Node, keep: frozenset[str]) -> bool:
-    """Whether a node computes in fp32: by its kind, or because `keep` holds the name of its first output."""
-    return node.op_type in FP32_ISLANDS or node.outputs[0].name in keep
+    """Whether a node computes in fp32: by its kind, its module, or because `keep` holds its first output's name."""
+    inside = FP32_MODULES.keys() & module_of(node).split(".")
+    return node.op_type in FP32_ISLANDS or bool(inside) or node.outputs[0].name in keep
 
 
 def retype(model: ir.Model, stage: str, to: Half, keep: frozenset[str] = frozenset()) -> None:

@@ -27,7 +27,12 @@ class RangeEngine:
         self.largest: dict[str, float] = {}
 
     def __call__(self, inputs: Tensors) -> dict[str, Array]:
-        session = open_beside(with_maxima(self._graph), self._graph)
+        altered = self._graph.with_name(f".{self._graph.name}.ranges")  # beside the data file that it names
+        try:
+            onnx.save(with_maxima(self._graph), altered)
+            session = open_plain(altered)
+        finally:
+            altered.unlink(missing_ok=True)
         names = [output.name for output in session.get_outputs()]
         found = dict(zip(names, session.run(names, contiguous(inputs)), strict=True))
         for name in names:
@@ -53,18 +58,10 @@ def with_maxima(graph: Path) -> onnx.ModelProto:
     return model
 
 
-def open_beside(model: onnx.ModelProto, graph: Path) -> onnxruntime.InferenceSession:
-    """A session of an altered graph that takes its weights from the original's data file.
-
-    Nothing is optimised: a fused node would compute other values than those asked for.
-    """
+def open_plain(graph: Path) -> onnxruntime.InferenceSession:
+    """Nothing is optimised: a fused node would compute other values than those asked for."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    altered = graph.with_name(f".{graph.name}.altered")
-    try:
-        onnx.save(model, altered)
-        return onnxruntime.InferenceSession(altered, options, providers=["CPUExecutionProvider"])
-    finally:
-        altered.unlink(missing_ok=True)
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

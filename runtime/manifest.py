@@ -26,14 +26,38 @@ class TensorSpec(_Entry):
     shape: tuple[int | str, ...]
 
 
+class StagePrecision(_Entry):
+    """What became of a precision that was asked for: it is used where it holds.
+
+    Attributes:
+        got: The type of the stage's graph.
+        reason: Why it is not simply what was asked for; "" if it is.
+        regions: Torch modules that stay in fp32 beyond the usual islands.
+        islands: Number of nodes in fp32 by kind.
+        flops: Share of the floating-point operations in each type, read back from the graph.
+    """
+
+    asked: Precision
+    got: Precision
+    reason: str = ""
+    regions: tuple[str, ...] = ()
+    islands: dict[str, int] = {}
+    flops: dict[str, float] = {}
+
+
 class StageEntry(_Entry):
-    """One stage and its ONNX file for every precision, relative to the bundle."""
+    """One stage and its ONNX file for every precision that was asked for, relative to the bundle."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parameters: int
     onnx: dict[str, str]
+    precisions: tuple[StagePrecision, ...] = ()
+
+    def typed(self, asked: str) -> Precision:
+        """The type of the graph that a precision stands for."""
+        return next((entry.got for entry in self.precisions if entry.asked == asked), "fp32")
 
 
 class FileEntry(_Entry):
