@@ -1,37 +1,33 @@
-"""Builds a bundle by running the product's own pipeline once, with each stage exported when it is first called.
-
-The pipeline hands every stage real inputs in the order of the data: they serve as export examples and as parity
-inputs, and only one stage's weights are in memory at a time.
-"""
+"""Builds a bundle: fp32 graphs by running the product's own pipeline on torch once, typed graphs from them, and the
+comparison of every engine with torch on the same inputs."""
 
 from __future__ import annotations
 
-import gc
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from export import onnx_graphs, parity, precision
-from export.onnx_graphs import Graph
+from export import ladder, parity
+from export.ladder import Evidence
+from export.precision import Half
 from export.presets import ModelConfig
+from export.ranges import RangeEngine
+from export.reference import BuiltStage, ExportOnCall, Reference
 from export.shipped import trained_classes
-from export.stages import Stage, Weights, build_backbone, stage_table
+from export.stages import Weights, build_backbone, stage_table
 from export.tokenizer import write_tokenizer
-from export.torch_engine import TorchEngine
 from runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
-from runtime.engines import Backend, graph_precision, open_engine
-from runtime.engines.base import Array, Tensors
+from runtime.engines import Backend, open_engine
+from runtime.engines.base import Array, Engine
 from runtime.manifest import Manifest, PipelineSpec, Precision, StageEntry, StageParity
 from runtime.pipeline import Pipeline, PipelineResult
-from runtime.segmenter import text_embedder
+from runtime.segmenter import TEXT_STAGE, text_embedder
 from runtime.text import TextEmbedder, Tokenizer
 from runtime.vocab import read_classes
 
@@ -42,9 +38,11 @@ class Request:
 
     Attributes:
         weights_dir: Folder of the weights, for what lies beside them; None: nothing does.
-        graphs: Graph precisions, fp32 first: the others are made from it.
+        halves: Precisions of the graphs that are made from the fp32 ones, used where they hold.
+        strict: A stage where one does not hold ends the build.
         runs: Backend and precision pairs whose results are compared with torch.
         photo: (H, W, 3) uint8 RGB, the parity image.
+        calibration: More images, on which the range of every value is measured.
         vocabularies: Class lists whose embeddings go into the bundle.
         announce: Told what is being done, for the progress display.
     """
@@ -53,22 +51,14 @@ class Request:
     weights: Weights
     weights_dir: Path | None
     refinement: bool
-    graphs: tuple[Precision, ...]
+    halves: tuple[Half, ...]
+    strict: bool
     runs: tuple[tuple[Backend, Precision], ...]
     photo: Array
+    calibration: tuple[Array, ...]
     classes: tuple[str, ...]
     vocabularies: tuple[Path, ...]
     announce: Callable[[str], None]
-
-
-@dataclass
-class BuiltStage:
-    """A stage's graphs by precision, the seconds each took, and the engines' errors against torch."""
-
-    stage: Stage
-    graphs: dict[Precision, Graph] = field(default_factory=dict)
-    seconds: dict[Precision, float] = field(default_factory=dict)
-    parities: list[StageParity] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,15 +76,16 @@ def build_bundle(request: Request, root: Path) -> Build:
     """
     spec = pipeline_spec(request)
     write_tokenizer(request.weights_dir, request.config.text.vocab_size, root / TOKENIZER)
-    builder = _Builder(request, root)
+    reference = Reference(request.weights, root / "onnx", "fp16" in request.halves, request.announce)
     table = {stage.name: stage for stage in stage_table(request.config, request.refinement)}
-    engines = {name: ExportOnCall(builder, stage) for name, stage in table.items()}
-    text = embed(request, root, engines["text_encoder"])
+    engines = {name: ExportOnCall(reference, stage) for name, stage in table.items()}
+    text = embed(request, root, engines[TEXT_STAGE])
     expected = Pipeline(spec, engines)(request.photo, text)
-    builder.free()
+    reference.free()
 
-    stages = list(builder.built.values())
-    parities = parity.worst(row for stage in stages for row in stage.parities)
+    stages = list(reference.built.values())
+    add_typed_graphs(request, spec, stages, text)
+    parities = parity.worst(row for built in stages for row in (*built.parities, *compare_engines(request, built)))
     parity.gate(parities)
     agreement = label_agreement(request, spec, stages, text, expected)
     build = Build(stages, parities, agreement)
@@ -136,71 +127,49 @@ def embed(request: Request, root: Path, engine: ExportOnCall) -> Array:
     return embedder.embed(request.classes)
 
 
-class ExportOnCall:
-    """Engine protocol around the torch reference: exports at the first call, compares engines at each."""
-
-    precision = "fp32"
-
-    def __init__(self, builder: _Builder, stage: Stage) -> None:
-        self._builder, self._stage = builder, stage
-
-    def __call__(self, inputs: Tensors) -> dict[str, Array]:
-        return self._builder.run(self._stage, inputs)
-
-
-class _Builder:
-    def __init__(self, request: Request, root: Path) -> None:
-        self._request, self._root = request, root
-        self._live: tuple[Stage, TorchEngine] | None = None
-        self.built: dict[str, BuiltStage] = {}
-
-    def run(self, stage: Stage, inputs: Tensors) -> dict[str, Array]:
-        """Torch's outputs on `inputs`, compared with every engine's."""
-        if self._live is None or self._live[0] is not stage:
-            self.free()
-            self._live = stage, self._export(stage, inputs)
-        expected = self._live[1](inputs)
-        built = self.built[stage.name]
-        for backend, name in self._request.runs:
-            self._request.announce(f"{stage.name}: {backend} {name} against torch")
-            # One engine at a time: a large stage must not be in memory more often than needed.
-            found = open_engine(backend, built.graphs[graph_precision(name)].path, name, None)(inputs)
-            built.parities.append(parity.compare(stage.name, name, backend, found, expected))
-        return expected
-
-    def free(self) -> None:
-        self._live = None
-        gc.collect()
-
-    def _export(self, stage: Stage, inputs: Tensors) -> TorchEngine:
-        announce, built = self._request.announce, BuiltStage(stage)
-        self.built[stage.name] = built
-        announce(f"{stage.name}: weights")
-        module = stage.build(self._request.weights)
-        for name in self._request.graphs:
-            announce(f"{stage.name}: {name} graph")
+def add_typed_graphs(request: Request, spec: PipelineSpec, stages: list[BuiltStage], text: Array) -> None:
+    """Settles every stage's precision on the range of its values over the calibration images."""
+    if not request.halves:
+        return
+    ranges = {built.stage.name: RangeEngine(built.graphs["fp32"].path) for built in stages}
+    for number, image in enumerate((request.photo, *request.calibration), start=1):
+        request.announce(f"ranges of all values: image {number} of {1 + len(request.calibration)}")
+        Pipeline(spec, ranges)(image, text)
+    for built in stages:
+        name, graph = built.stage.name, built.graphs["fp32"].path
+        evidence = Evidence(name, graph, built.calls, ranges[name].largest, built.half_is_finite)
+        for asked in request.halves:
+            request.announce(f"{name}: {asked} where it holds")
             start = time.perf_counter()
-            path = self._root / "onnx" / f"{stage.name}.{name}.onnx"
-            if name == "fp32":
-                built.graphs[name] = onnx_graphs.export_graph(stage, module, example(stage, inputs), path)
-            else:
-                model = onnx_graphs.load(built.graphs["fp32"].path)
-                precision.to_fp16(model, stage.name)
-                built.graphs[name] = onnx_graphs.save(model, path)
-            built.seconds[name] = time.perf_counter() - start
-        return TorchEngine(module, [spec.name for spec in stage.outputs])
+            settled = ladder.settle(evidence, asked, graph.parent)
+            built.precisions.append(settled.precision)
+            built.parities += settled.parities
+            if settled.graph is not None:
+                built.graphs[settled.precision.got] = settled.graph
+                built.seconds[settled.precision.got] = time.perf_counter() - start
+    if request.strict:
+        ladder.check_strict((built.stage.name, entry) for built in stages for entry in built.precisions)
 
 
-def example(stage: Stage, inputs: Tensors) -> dict[str, Tensor]:
-    """Export inputs: the real ones, with dynamic axes of length 1 doubled, which the exporter would fix."""
-    tensors = {}
-    for spec in stage.inputs:
-        value = torch.from_numpy(np.ascontiguousarray(inputs[spec.name]))
-        for i, axis in enumerate(spec.shape):
-            if isinstance(axis, str) and value.shape[i] == 1:
-                value = torch.cat([value, value], dim=i)
-        tensors[spec.name] = value
-    return tensors
+def compare_engines(request: Request, built: BuiltStage) -> list[StageParity]:
+    """Every engine on what torch was given. One at a time: a large stage must not be in memory more often."""
+    rows: dict[tuple[str, str], list[StageParity]] = {}
+    for backend, asked in request.runs:
+        path, precision = engine_graph(built, asked)
+        if (backend, precision) in rows:  # where fp16 does not hold, the fp32 graph stands for it
+            continue
+        request.announce(f"{built.stage.name}: {backend} {precision} against torch")
+        engine = open_engine(backend, path, precision, None)
+        rows[backend, precision] = [
+            parity.compare(built.stage.name, precision, backend, engine(call.inputs), call.expected)
+            for call in built.calls
+        ]
+    return [row for found in rows.values() for row in found]
+
+
+def engine_graph(built: BuiltStage, asked: Precision) -> tuple[Path, Precision]:
+    """On a CPU, bf16 is OpenVINO's mode of the fp32 graph."""
+    return (built.graphs["fp32"].path, "bf16") if asked == "bf16" else built.graph(asked)
 
 
 def label_agreement(
@@ -210,10 +179,10 @@ def label_agreement(
     agreement = {}
     for backend, name in request.runs:
         request.announce(f"end to end: {backend} {name} against torch")
-        engines = {
-            built.stage.name: open_engine(backend, built.graphs[graph_precision(name)].path, name, None)
+        engines: dict[str, Engine] = {
+            built.stage.name: open_engine(backend, *engine_graph(built, name), None)
             for built in stages
-            if built.stage.name != "text_encoder"
+            if built.stage.name != TEXT_STAGE
         }
         labels = Pipeline(spec, engines)(request.photo, text).labels
         agreement[f"{backend} {name}"] = float(np.mean(labels == expected.labels))
@@ -255,7 +224,11 @@ def manifest(request: Request, spec: PipelineSpec, build: Build, root: Path) -> 
                 inputs=built.stage.inputs,
                 outputs=built.stage.outputs,
                 parameters=built.graphs["fp32"].parameters,
-                onnx={name: graph.path.relative_to(root).as_posix() for name, graph in built.graphs.items()},
+                onnx={
+                    name: built.graphs[got].path.relative_to(root).as_posix()
+                    for name, got in (("fp32", "fp32"), *((entry.asked, entry.got) for entry in built.precisions))
+                },
+                precisions=tuple(built.precisions),
             )
             for built in build.stages
         ),

@@ -47,6 +47,24 @@ def graph_precision(precision: Precision) -> Precision:
     return "fp32" if precision == "bf16" else precision
 
 
+def open_stage(
+    bundle: Bundle, stage: str, backend: Backend, precision: Precision, threads: int | None
+) -> Engine:
+    """The engine of a bundle's stage, in the precision that the build found to hold.
+
+    No CPU engine computes typed bf16 graphs: where fp16 became bf16, the fp32 graph is run.
+
+    Raises:
+        BundleError: the bundle has no such graph, or it was altered.
+        EngineError: the library cannot load the graph.
+    """
+    if precision == "bf16":
+        return open_engine(backend, bundle.onnx(stage, graph_precision(precision)), precision, threads)
+    typed = "fp32" if bundle.stage(stage).typed(precision) == "bf16" else bundle.stage(stage).typed(precision)
+    bundle.onnx(stage, precision)
+    return open_engine(backend, bundle.onnx(stage, typed), typed, threads)
+
+
 def open_engine(backend: Backend, graph: Path, precision: Precision, threads: int | None) -> Engine:
     """Loads one ONNX graph.
 
