@@ -19,7 +19,7 @@ from benchmarks.datasets import Dataset, Sample
 from benchmarks.segmentation_metrics import Boundaries, Confusion, Floats, SmallObjects, mean_of
 from runtime.bundle import Bundle
 from runtime.cli import console
-from runtime.engines import Backend, graph_precision, open_engine
+from runtime.engines import Backend, open_stage
 from runtime.engines.base import Engine
 from runtime.images import Pixels
 from runtime.manifest import Precision
@@ -138,8 +138,7 @@ def open_contestants(
             modules = TorchModules(opened.manifest, task)
             engines = {stage: modules.engine(stage) for stage in stages}
         else:
-            graphs = graph_precision(precision)
-            engines = {s: open_engine(backend, opened.onnx(s, graphs), precision, threads) for s in stages}
+            engines = {stage: open_stage(opened, stage, backend, precision, threads) for stage in stages}
         found += [Contestant(side, precision, Pipeline(spec, engines, views=view), texts[side]) for view in views]
     return found
 

@@ -32,11 +32,14 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and bad options do no
 
 PARITY_CLASSES = ("wall", "floor", "table", "person", "cup")
 MOST_PARITY_CLASSES = 20
+CALIBRATION_SCENES = 3
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class Graphs(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
+    bf16 = "bf16"
 
 
 class RefinementChoice(str, Enum):
@@ -65,7 +68,11 @@ def main(
     refinement: Annotated[
         RefinementChoice, typer.Option(help="none: the training-free pipeline, public weights suffice.")
     ] = RefinementChoice.checkpoint,
-    engine: Annotated[Graphs, typer.Option(help="fp16 adds half-precision graphs to the fp32 ones.")] = Graphs.fp32,
+    engine: Annotated[Graphs, typer.Option(help="fp16 or bf16 adds typed graphs, used where they hold.")] = Graphs.fp32,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where --engine does not hold for a stage.")] = False,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Folder of images to measure ranges on (default: table-top scenes).")
+    ] = None,
     backend: Annotated[
         list[BackendChoice] | None, typer.Option(help="Engines to compare with torch (default: onnxruntime).")
     ] = None,
@@ -99,9 +106,11 @@ def main(
                 weights=RandomWeights() if random_weights or source is None else CheckpointFolder(source, config),
                 weights_dir=source,
                 refinement=refinement is RefinementChoice.checkpoint,
-                graphs=("fp32", "fp16") if engine is Graphs.fp16 else ("fp32",),
+                halves=() if engine is Graphs.fp32 else (engine.value,),
+                strict=strict,
                 runs=runs,
                 photo=parity_photo(photo, source),
+                calibration=calibration_images(calibration),
                 classes=trained_classes(source)[:MOST_PARITY_CLASSES] or PARITY_CLASSES,
                 vocabularies=tuple(vocabulary or ()),
                 announce=announce,
@@ -136,12 +145,28 @@ def parity_photo(photo: Path | None, weights: Path | None) -> npt.NDArray[np.uin
     return generated_photo() if photo is None else read_photo(photo)
 
 
+def calibration_images(folder: Path | None) -> tuple[npt.NDArray[np.uint8], ...]:
+    """(H, W, 3) uint8 RGB images of a folder, or three table-top scenes.
+
+    Raises:
+        InputError: the folder is missing or holds no image.
+    """
+    if folder is None:
+        from benchmarks.scenes import make_scene
+
+        return tuple(make_scene(seed, split="val").image for seed in range(CALIBRATION_SCENES))
+    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES)
+    if not files:
+        raise InputError(f"--calibration {folder} holds no image; expected a folder with {', '.join(PICTURES)} files")
+    return tuple(map(read_photo, files))
+
+
 def engine_runs(backends: list[BackendChoice], engine: Graphs) -> tuple[tuple[Backend, Precision], ...]:
     """Every graph in every engine, and OpenVINO's bf16 mode, which is its default."""
     runs: list[tuple[Backend, Precision]] = []
     for backend in backends:
         name, default = choose_backend(backend.value, None)
-        asked = ("fp32", default, engine.value)
+        asked = ("fp32", default, "fp16" if engine is Graphs.fp16 else "fp32")  # no CPU engine runs bf16 graphs
         runs += [choose_backend(name, precision) for precision in dict.fromkeys(asked)]
     return tuple(runs)
 
@@ -177,6 +202,8 @@ def spinner() -> Iterator[Callable[[str], None]]:
 
 def report(build: Build, target: Path, random_weights: bool) -> None:
     console.print(build_table(build))
+    if any(built.precisions for built in build.stages):
+        console.print(precision_table(build))
     for name, share in build.label_agreement.items():
         console.print(f"end to end, {name}: {share:.3%} of pixels labelled as by torch fp32")
     if random_weights:
@@ -186,16 +213,32 @@ def report(build: Build, target: Path, random_weights: bool) -> None:
 
 def build_table(build: Build) -> Table:
     """A row for every graph in every engine; a graph's own facts stand in its first row."""
+    from export.ladder import EMULATED
+
     table = Table("stage", "graph", "nodes", "parameters", "MB", "s", "engine", "max error", "rel. RMS", box=SIMPLE)
     for built in build.stages:
         for precision, graph in built.graphs.items():
             size, seconds = f"{graph.size / 1e6:.1f}", f"{built.seconds[precision]:.1f}"
             facts = [built.stage.name, precision, str(graph.nodes), f"{graph.parameters:,}", size, seconds]
             for row in build.parities:
-                if row.stage == built.stage.name and graph_precision(row.precision) == precision:
-                    engine = f"{row.backend} {row.precision}"
+                typed = row.precision if row.backend == EMULATED else graph_precision(row.precision)
+                if row.stage == built.stage.name and typed == precision:
+                    engine = row.backend if row.backend == EMULATED else f"{row.backend} {row.precision}"
                     table.add_row(*facts, engine, f"{row.max_abs_error:.1e}", f"{row.relative_rms_error:.0e}")
                     facts = [""] * len(facts)
+    return table
+
+
+def precision_table(build: Build) -> Table:
+    """What became of the precision that was asked for."""
+    table = Table("stage", "asked", "got", "FLOPs", "nodes in fp32", "why", box=SIMPLE)
+    for built in build.stages:
+        for entry in built.precisions:
+            shares = ", ".join(f"{share:.1%} {name}" for name, share in entry.flops.items())
+            islands = ", ".join(f"{count} {kind}" for kind, count in entry.islands.items())
+            where = f"fp32 in {', '.join(entry.regions)}" if entry.regions else ""
+            why = "; ".join(filter(None, (entry.reason, where)))
+            table.add_row(built.stage.name, entry.asked, entry.got, shares, islands, why)
     return table
 
 

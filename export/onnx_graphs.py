@@ -125,7 +125,7 @@ def module_of(node: ir.Node) -> str:
     """Path of the torch module that a node came from, e.g. "vit.blocks.3.mlp"; "" for the stage's own forward."""
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if scopes is None:
-        return node.metadata_props.get(MODULE, "")
+        return str(node.metadata_props.get(MODULE, ""))
     *modules, _ = ast.literal_eval(scopes)
     return str(modules[-1]) if modules else ""
 

@@ -43,7 +43,8 @@ class BuiltStage:
 
     def graph(self, asked: Precision) -> tuple[Path, Precision]:
         """What a CPU engine runs: none of them computes typed bf16 graphs, so fp32 stands in."""
-        got = next((entry.got for entry in self.precisions if entry.asked == asked), "fp32")
+        settled: dict[Precision, Precision] = {entry.asked: entry.got for entry in self.precisions}
+        got = settled.get(asked, "fp32")
         runnable: Precision = "fp32" if got == "bf16" else got
         return self.graphs[runnable].path, runnable
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import TOKENIZER, Bundle
-from runtime.engines import Backend, choose_backend, graph_precision, open_engine
+from runtime.engines import Backend, choose_backend, open_stage
 from runtime.errors import EngineError, InputError
 from runtime.images import as_pixels
 from runtime.live import newest
@@ -93,9 +93,8 @@ class Segmenter:
                 stacklevel=2,
             )
         library, chosen = choose_backend(backend, precision)
-        graphs = graph_precision(chosen)
         engines = {
-            stage.name: open_engine(library, opened.onnx(stage.name, graphs), chosen, threads)
+            stage.name: open_stage(opened, stage.name, library, chosen, threads)
             for stage in manifest.stages
             if stage.name != TEXT_STAGE
         }
@@ -235,7 +234,7 @@ def text_embedder(bundle: Bundle, backend: Backend, threads: int | None, cache_d
 
     def encode(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         # Opened for new names only and closed again: it is the largest stage and seldom needed.
-        return open_engine(backend, bundle.onnx(TEXT_STAGE, "fp32"), "fp32", threads)({"token_ids": ids})["text"]
+        return open_stage(bundle, TEXT_STAGE, backend, "fp32", threads)({"token_ids": ids})["text"]
 
     return TextEmbedder(
         Tokenizer.from_file(bundle.tokenizer(), prompting.context_length),

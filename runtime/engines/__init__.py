@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Literal, get_args
 
+from runtime.bundle import Bundle
 from runtime.engines.base import Engine
 from runtime.errors import EngineError, InputError
 from runtime.manifest import Precision
@@ -47,9 +48,7 @@ def graph_precision(precision: Precision) -> Precision:
     return "fp32" if precision == "bf16" else precision
 
 
-def open_stage(
-    bundle: Bundle, stage: str, backend: Backend, precision: Precision, threads: int | None
-) -> Engine:
+def open_stage(bundle: Bundle, stage: str, backend: Backend, precision: Precision, threads: int | None) -> Engine:
     """The engine of a bundle's stage, in the precision that the build found to hold.
 
     No CPU engine computes typed bf16 graphs: where fp16 became bf16, the fp32 graph is run.
@@ -59,10 +58,11 @@ def open_stage(
         EngineError: the library cannot load the graph.
     """
     if precision == "bf16":
-        return open_engine(backend, bundle.onnx(stage, graph_precision(precision)), precision, threads)
-    typed = "fp32" if bundle.stage(stage).typed(precision) == "bf16" else bundle.stage(stage).typed(precision)
-    bundle.onnx(stage, precision)
-    return open_engine(backend, bundle.onnx(stage, typed), typed, threads)
+        return open_engine(backend, bundle.onnx(stage, "fp32"), precision, threads)
+    graph, typed = bundle.onnx(stage, precision), bundle.stage(stage).typed(precision)
+    if typed == "bf16":
+        graph, typed = bundle.onnx(stage, "fp32"), "fp32"
+    return open_engine(backend, graph, typed, threads)
 
 
 def open_engine(backend: Backend, graph: Path, precision: Precision, threads: int | None) -> Engine:
