@@ -153,10 +153,11 @@ def mostly_half(model: ir.Model, keep: frozenset[str]) -> bool:
 
 
 def described(model: ir.Model, name: str) -> str:
+    """By the node that makes a value, or reads a weight: names of values say nothing to a reader."""
     for node in model.graph:
-        if any(output.name == name for output in node.outputs):
-            module = module_of(node)
-            return f"{node.op_type} {name}" + (f" of {module}" if module else "")
+        if any(value is not None and value.name == name for value in (*node.outputs, *node.inputs)):
+            what = node.op_type if any(output.name == name for output in node.outputs) else f"input of {node.op_type}"
+            return f"{what} in {module_of(node)}" if module_of(node) else f"{what} {name}"
     return name
 
 

@@ -31,6 +31,7 @@ FP32_MODULES: Final = {
 }
 DTYPES: Final = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 ARRAYS: Final[dict[str, npt.DTypeLike]] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+BF16_OPSET = 22  # the first in which convolutions and norms may be bf16; nothing else changed for our nodes
 HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -50,6 +51,8 @@ def retype(model: ir.Model, stage: str, to: Half, keep: frozenset[str] = frozens
         ExportError: a weight or constant lies outside fp16's range.
     """
     _Converter(model, stage, to, keep).convert()
+    if to == "bf16":
+        model.opset_imports[""] = max(model.opset_imports[""], BF16_OPSET)
 
 
 class _Converter:

@@ -22,8 +22,6 @@ from runtime.bundle import Bundle, new_bundle
 from runtime.errors import ExportError
 from runtime.segmenter import Segmenter
 
-MLP = "guidance.image_encoder.blocks.0.mlp"
-
 
 def evidence_of(graph: Path, stage: str, scale_inputs: float = 1.0) -> Evidence:
     """Ranges and reference outputs of a graph on random inputs of the shapes of the small model."""
@@ -75,7 +73,6 @@ def test_a_block_that_overflows_moves_alone(small_bundle: Path, altered: Callabl
     assert got.got == "fp16"
     assert got.regions
     assert all("blocks.0.mlp" in region for region in got.regions)
-    assert "MatMul" in got.reason
     assert "blocks.0.mlp.lin1 reaches" in got.reason
     assert got.flops["fp16"] > 0.6
     # The typed graph is right where plain fp16 is not a number.
@@ -83,7 +80,7 @@ def test_a_block_that_overflows_moves_alone(small_bundle: Path, altered: Callabl
     plain = ladder.rounded_errors(replace(evidence_of(graph, "sam_encoder"), calls=[call]), "fp16", frozenset())
     assert plain[0].relative_rms_error == float("inf")
     assert max(row.relative_rms_error for row in settled.parities) < 1e-2
-    with pytest.raises(ExportError, match=r"stage sam_encoder: fp16 does not hold \(MatMul .* --strict"):
+    with pytest.raises(ExportError, match=r"stage sam_encoder: fp16 does not hold \(input of MatMul .* --strict"):
         ladder.check_strict([("sam_encoder", got)])
 
 
@@ -157,7 +154,8 @@ def test_flops_are_read_from_shapes(tmp_path: Path) -> None:
 )
 def test_rounding_does_what_the_typed_graph_does(body: str, to: str) -> None:
     """Against ONNX's own evaluator, which computes in the types of the graph."""
-    text = f'<ir_version: 10, opset_import: ["" : 20]> g (float[3] x) => (float[3] y) <float[3] w = {{1.2345, 3.1, 7}}> {{ {body} }}'
+    values = "<float[3] w = {1.2345, 3.1, 7}>"
+    text = f'<ir_version: 10, opset_import: ["" : 20]> g (float[3] x) => (float[3] y) {values} {{ {body} }}'
     load = lambda: ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))  # noqa: E731
     typed, rounded = load(), load()
     precision.retype(typed, "x", to)
@@ -171,20 +169,15 @@ def test_rounding_does_what_the_typed_graph_does(body: str, to: str) -> None:
     assert found.tolist() == expected.astype(np.float32).tolist()
 
 
-def test_rounding_overflows_where_the_engine_does_not(small_bundle: Path) -> None:
+def test_rounding_overflows_as_a_gpu_does() -> None:
+    """300 squared is over fp16's range, its root is not."""
     text = '<ir_version: 10, opset_import: ["" : 20]> g (float[1] x) => (float[1] y) { a = Mul(x, x) y = Sqrt(a) }'
-    results = {}
-    for name, change in (
-        ("typed", lambda m: precision.retype(m, "x", "fp16")),
-        ("rounded", lambda m: rounding.round_values(m, "fp16")),
-    ):
-        model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
-        change(model)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-        results[name] = float(session.run(None, {"x": np.array([300], np.float32)})[0][0])
-    assert results["rounded"] == float("inf")
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
+    rounding.round_values(model, "fp16")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    assert session.run(None, {"x": np.array([300], np.float32)})[0].tolist() == [float("inf")]
 
 
 class OverflowingGuidance(RandomWeights):
@@ -193,10 +186,12 @@ class OverflowingGuidance(RandomWeights):
     def fill(self, module, part):  # type: ignore[no-untyped-def]
         super().fill(module, part)
         if part == "guidance":
-            module.image_encoder.pos_embed.data.mul_(0).add_(3e5)
+            embedding = module.image_encoder.pos_embed.data
+            embedding.fill_(3e5)[..., ::2] *= -1
 
 
-def test_a_bundle_with_a_stage_in_bf16(tmp_path: Path) -> None:
+def test_a_bundle_with_a_stage_in_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "mostly_half", lambda model, keep: False)
     request = small_request(
         weights=OverflowingGuidance(), halves=("fp16",), runs=(("onnxruntime", "fp32"), ("onnxruntime", "fp16"))
     )
@@ -212,10 +207,10 @@ def test_a_bundle_with_a_stage_in_bf16(tmp_path: Path) -> None:
     got = {stage.name: stage.typed("fp16") for stage in bundle.manifest.stages}
     assert got.pop("sam_encoder") == "bf16"
     assert got.pop("text_encoder") == "fp32"
-    assert set(got.values()) == {"fp16"}
+    assert got["backbone"] == got["anyup"] == "fp16"  # what comes before the guidance is not touched
     with pytest.warns(UserWarning, match="random weights"):
         segmenter = Segmenter.load(bundle.root, CLASSES, precision="fp16", cache_dir=None)
     with segmenter:
         assert segmenter.precision["sam_encoder"] == "fp32"
-        assert "fp16" in segmenter.precision["decoder"]
+        assert "fp16" in segmenter.precision["backbone"]
         assert segmenter(random_photo()).labels.shape == (48, 64)

@@ -50,7 +50,7 @@ def test_heavy_nodes_compute_in_fp16(stage: str, small_bundle: Path) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_islands_compute_in_fp32(stage: str, small_bundle: Path) -> None:
     graph, types = inferred(small_bundle / "onnx" / f"{stage}.fp16.onnx")
-    islands = [node for node in graph.node if node.op_type in ISLANDS | precision.FP32_ISLANDS]
+    islands = [node for node in graph.node if node.op_type in ISLANDS | set(precision.FP32_ISLANDS)]
     islands += [node for node in graph.node if in_fp32_module(node) and node.op_type != "Cast"]
     assert all(types[name] == "fp32" for node in islands for name in (*node.input, *node.output) if name in types)
 

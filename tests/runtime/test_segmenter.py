@@ -29,13 +29,13 @@ Load = Callable[..., Segmenter]
 def opened_graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages whose engines were opened, in order."""
     names: list[str] = []
-    real = runtime.segmenter.open_engine
+    real = runtime.segmenter.open_stage
 
-    def counting(backend: Any, graph: Path, *rest: Any) -> Any:
-        names.append(graph.name.split(".")[0])
-        return real(backend, graph, *rest)
+    def counting(bundle: Any, stage: str, *rest: Any) -> Any:
+        names.append(stage)
+        return real(bundle, stage, *rest)
 
-    monkeypatch.setattr(runtime.segmenter, "open_engine", counting)
+    monkeypatch.setattr(runtime.segmenter, "open_stage", counting)
     return names
 
 
