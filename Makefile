@@ -35,6 +35,7 @@ card: $(READY)
 	$(BIN)/python benchmarks/accuracy.py --scenes 64 --views both --views crops --views full
 	$(BIN)/python benchmarks/accuracy.py --scenes 128 --engine fp32 --no-torch --bundle bundles/tiny --bundle bundles/tiny-3x3 \
 		--bundle bundles/tiny-training-free --bundle bundles/tiny-192px --out out/card
+	$(BIN)/python benchmarks/accuracy.py --scenes 256 --engine fp32 --no-torch --views both --views crops --views full --out out/views
 
 # Ten thousand random cases a kernel, under AddressSanitizer and UndefinedBehaviorSanitizer (GCC), with the best
 # instructions of this processor; FUZZ="--count 1000 --seed 5" for others, DINOV3SEG_CPU=sse2 for the baseline.
