@@ -6,8 +6,6 @@ python export/build_engines.py --preset vitl --weights checkpoints/ --refinement
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import typer
 from rich.box import SIMPLE
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from runtime.bundle import new_bundle
-from runtime.cli import console, one_line_errors
+from runtime.cli import console, one_line_errors, spinner
 from runtime.engines import Backend, choose_backend, graph_precision
 from runtime.errors import InputError
 from runtime.manifest import Precision
@@ -183,21 +180,6 @@ def generated_photo(height: int = 480, width: int = 640) -> npt.NDArray[np.uint8
         photo[disc] = rng.uniform(0, 255, 3)
     photo += rng.normal(0, 8, photo.shape)
     return photo.clip(0, 255).astype(np.uint8)
-
-
-@contextmanager
-def spinner() -> Iterator[Callable[[str], None]]:
-    """A line with what is being done and for how long; plain lines where the output is not a terminal."""
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("starting", total=None)
-
-        def announce(text: str) -> None:
-            progress.update(task, description=text)
-            if not console.is_terminal:
-                console.print(text)
-
-        yield announce
 
 
 def report(build: Build, target: Path, random_weights: bool) -> None:

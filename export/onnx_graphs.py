@@ -133,10 +133,12 @@ def module_of(node: ir.Node) -> str:
 def save(model: ir.Model, path: Path) -> Graph:
     """Writes graph and external weights; a graph without weights has no data file.
 
-    Of the exporter's notes only the module of each node stays: the others hold paths of this machine.
+    Of the exporter's notes only the module of each node stays: the others hold paths of this machine. Engines keep
+    nothing but a node's name, so the module is in that too.
     """
-    for node in model.graph.all_nodes():
+    for number, node in enumerate(model.graph.all_nodes()):
         module = module_of(node)
+        node.name = "/".join(filter(None, (module.replace(".", "/"), f"{node.op_type}_{number}")))
         node.metadata_props.clear()
         if module:
             node.metadata_props[MODULE] = module

@@ -1,7 +1,8 @@
-"""`python -m runtime`: segment photos, folders and videos from the command line."""
+"""`python -m runtime`: segment photos, folders and videos, and build engines, from the command line."""
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,20 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from runtime.cli import console, one_line_errors
+from runtime.cli import console, one_line_errors, spinner
 from runtime.errors import InputError
+
+
+class EngineChoice(str, Enum):
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+class PrecisionChoice(str, Enum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -26,7 +39,7 @@ def segment(
     classes: Annotated[str, typer.Option(help='"a, b, c", or a .txt or .json file.')],
     bundle: Annotated[Path, typer.Option(help="Bundle folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Picture, folder or .mp4, as the source.")],
-    backend: Annotated[str, typer.Option(help="onnxruntime, openvino or auto.")] = "auto",
+    backend: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt ... or auto.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 (default: the backend's).")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: the library's choice).")] = None,
     legend: Annotated[bool, typer.Option(help="Draw class names into the picture.")] = True,
@@ -35,6 +48,48 @@ def segment(
     with one_line_errors():
         timings = run(source, classes, bundle, out, backend, precision, threads, legend)
     console.print(timing_table(timings))
+
+
+@app.command()
+def build(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    backend: Annotated[EngineChoice, typer.Option(help="Library that builds the engines.")] = EngineChoice.tensorrt,
+    target: Annotated[
+        list[str] | None, typer.Option(help="GPU to build for: host, sm86, jetson-orin ... (default: host).")
+    ] = None,
+    engine: Annotated[PrecisionChoice, typer.Option(help="Graphs to build from.")] = PrecisionChoice.fp16,
+    most_classes: Annotated[int, typer.Option(help="Class lists up to this length.")] = 256,
+    unfused_attention: Annotated[
+        bool, typer.Option("--unfused-attention", help="Softmax apart and in fp32, for drivers that fuse it wrongly.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Runs with later versions of the library too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Runs on later GPUs too (TensorRT, from Ampere on); slower.")
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Only print the engines that are there.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Only remove engines that can no longer be loaded.")] = False,
+) -> None:
+    """Builds the bundle's engines here. Engines that are up to date are kept."""
+    from runtime.bundle import Bundle
+    from runtime.engine_commands import build_for, prune_bundle, report
+
+    switches = {
+        "unfused-attention": unfused_attention,
+        "version-compatible": version_compatible,
+        "hardware-compatible": hardware_compatible,
+    }
+    options = [name for name, wanted in switches.items() if wanted]
+    with one_line_errors():
+        opened = Bundle.open(bundle)
+        if prune:
+            prune_bundle(opened)
+            return
+        if not list_:
+            with spinner() as announce:
+                opened = build_for(opened, backend.value, target or [], engine.value, options, most_classes, announce)
+        report(opened.manifest.engines, bundle)
 
 
 def run(

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from runtime.errors import BundleError, OutputError
+from runtime.files import atomic_file
 from runtime.manifest import SCHEMA_VERSION, FileEntry, Manifest, StageEntry
 
 MANIFEST = "manifest.json"
@@ -48,8 +49,8 @@ class Bundle:
                 return stage
         raise BundleError(f"{self.root} has no stage {name}; build the bundle again")
 
-    def onnx(self, stage: str, precision: str) -> Path:
-        """The graph of a stage, after its checksum and that of its weights have been verified."""
+    def graph_name(self, stage: str, precision: str) -> str:
+        """The ONNX file of a stage, relative to the bundle."""
         files = self.stage(stage).onnx
         if precision not in files:
             available = ", ".join(self.manifest.precisions)
@@ -57,7 +58,11 @@ class Bundle:
                 f"{self.root} has no {precision} graph for stage {stage} (it has {available}); build it with "
                 f"python export/build_engines.py --engine {precision}"
             )
-        graph = files[precision]
+        return files[precision]
+
+    def onnx(self, stage: str, precision: str) -> Path:
+        """The graph of a stage, after its checksum and that of its weights have been verified."""
+        graph = self.graph_name(stage, precision)
         self.verify(graph)
         if (weights := f"{graph}.data") in self.manifest.files:
             self.verify(weights)
@@ -149,13 +154,15 @@ def new_bundle(target: Path) -> Iterator[Path]:
 
 
 def list_files(root: Path) -> dict[str, FileEntry]:
-    """Every file under `root` but the manifest, with size and checksum."""
+    """Every file under `root` but the manifest and engines, which are caches, with size and checksum."""
     return {
         path.relative_to(root).as_posix(): FileEntry(sha256=sha256(path), size=path.stat().st_size)
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name != MANIFEST and path.relative_to(root).parts[0] != "engines"
     }
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
-    (root / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    """Whole or not at all: engines are added to bundles in use."""
+    with atomic_file(root / MANIFEST) as path:
+        path.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -1,15 +1,16 @@
-"""What all commands share: errors in one line with their exit code, wherever they come from."""
+"""What all commands share: errors in one line with their exit code, wherever they come from, and a progress line."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from runtime.errors import Dinov3SegError
 
@@ -37,3 +38,18 @@ def one_line_errors() -> Iterator[None]:
 
 def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
     console.print(f"warning: {message}", style="yellow", soft_wrap=True)
+
+
+@contextmanager
+def spinner() -> Iterator[Callable[[str], None]]:
+    """A line with what is being done and for how long; plain lines where the output is not a terminal."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def announce(text: str) -> None:
+            progress.reset(task, description=text)
+            if not console.is_terminal:
+                console.print(text)
+
+        yield announce

@@ -65,6 +65,64 @@ class FileEntry(_Entry):
     size: int
 
 
+Shape = tuple[int, ...]
+
+
+class Profile(_Entry):
+    """The least, the tuned-for and the largest shape of every input."""
+
+    shapes: dict[str, tuple[Shape, Shape, Shape]]
+
+
+class EngineKey(_Entry):
+    """All that an engine depends on. It is rebuilt where one of these differs, and never loaded.
+
+    Attributes:
+        precision: The type of the graph: what the asked-for precision became.
+        graph: Hash over the ONNX file and its weights.
+        version: Of the library that built it.
+        targets: Compute capabilities, e.g. "8.6".
+        options: Switches that change the engine.
+    """
+
+    stage: str
+    backend: Literal["tensorrt", "tensorrt-rtx"]
+    precision: Precision
+    graph: str
+    profiles: tuple[Profile, ...]
+    version: str
+    targets: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+
+class EngineFacts(_Entry):
+    """What the build really made, read back from the parsed network, and what it cost.
+
+    Attributes:
+        layers: In the parsed network, constants left out.
+        flops: Share of the floating-point operations in each type; dynamic axes count once.
+        attention: Softmaxes between two matrix products.
+        fused_attention: Attention kernels in the finished engine; None where no GPU could be asked.
+        peak_memory: Of the building process, in bytes.
+    """
+
+    layers: int
+    flops: dict[str, float]
+    attention: int
+    fused_attention: int | None = None
+    seconds: float
+    peak_memory: int
+
+
+class EngineEntry(_Entry):
+    """One engine file, relative to the bundle."""
+
+    key: EngineKey
+    path: str
+    file: FileEntry
+    facts: EngineFacts
+
+
 class Prompting(_Entry):
     """How a class name becomes a prompt.
 
@@ -115,6 +173,7 @@ class Manifest(_Entry):
     Attributes:
         weights: sha256 of every checkpoint file by name; empty for random weights.
         label_agreement: Share of pixels labelled as by torch float32, for each precision.
+        engines: Caches that are built from the graphs, for one kind of GPU each.
         vocabulary: The names that the model was made for; empty where any name will do.
     """
 
@@ -130,6 +189,7 @@ class Manifest(_Entry):
     stages: tuple[StageEntry, ...] = Field(min_length=1)
     parity: tuple[StageParity, ...]
     label_agreement: dict[str, float]
+    engines: tuple[EngineEntry, ...] = ()
     tools: dict[str, str]
     files: dict[str, FileEntry]
 

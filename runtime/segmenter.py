@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import TOKENIZER, Bundle
-from runtime.engines import Backend, choose_backend, open_stage
+from runtime.engines import CPU_BACKENDS, Backend, best_backend, choose_backend, open_stage
 from runtime.errors import EngineError, InputError
 from runtime.images import as_pixels
 from runtime.live import newest
@@ -70,7 +70,8 @@ class Segmenter:
         Args:
             classes: As for `set_classes`; may be set later.
             device: "auto" or "cpu".
-            backend: "onnxruntime", "openvino" or "auto".
+            backend: "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx", or "auto": the
+                engines that were built for this machine's GPU, else ONNX Runtime or OpenVINO on the CPU.
             precision: "fp32", "fp16" or "bf16"; None: the backend's default.
             color: Channel order of the images to come, "rgb" or "bgr".
             threads: CPU threads for each engine; None: the library's choice.
@@ -92,7 +93,10 @@ class Segmenter:
                 f"{opened.root} was built with random weights: it shows shapes and speed, its labels mean nothing",
                 stacklevel=2,
             )
-        library, chosen = choose_backend(backend, precision)
+        auto = backend == "auto" and device == "auto"
+        library, chosen = best_backend(opened, precision) if auto else choose_backend(backend, precision)
+        if device == "cpu" and library not in CPU_BACKENDS:
+            raise InputError(f"backend {library} does not run on device cpu; expected {' or '.join(CPU_BACKENDS)}")
         engines = {
             stage.name: open_stage(opened, stage.name, library, chosen, threads)
             for stage in manifest.stages

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from runtime.bundle import Bundle
 from runtime.engines.base import Engine
 from runtime.errors import EngineError, InputError
 from runtime.manifest import Precision
 
-Backend = Literal["onnxruntime", "openvino"]
+Backend = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
+MODULES: Final = {"onnxruntime-cuda": "onnxruntime", "tensorrt-rtx": "tensorrt_rtx"}
+CPU_BACKENDS: Final = ("onnxruntime", "openvino")
+BUILT: Final = ("tensorrt", "tensorrt-rtx")  # run engines that were built for one GPU
 
 
 def choose_backend(backend: str, precision: str | None) -> tuple[Backend, Precision]:
-    """Resolves "auto" and the default precision.
+    """Resolves "auto" on a CPU and the default precision.
 
     ONNX Runtime is the portable default; bf16 on a CPU is OpenVINO's. OpenVINO's own default is bf16, its
-    fastest mode.
+    fastest mode; that of the GPU backends is fp16 where it holds.
 
     Raises:
         InputError: unknown names, or a precision that the backend cannot run.
@@ -32,11 +35,45 @@ def choose_backend(backend: str, precision: str | None) -> tuple[Backend, Precis
         raise InputError(f"backend is {backend!r}; expected auto or one of {', '.join(get_args(Backend))}")
     if backend == "onnxruntime" and precision == "bf16":
         raise InputError("ONNX Runtime has no bf16 arithmetic on a CPU; use backend openvino for bf16")
-    if importlib.util.find_spec(backend) is None:
-        raise EngineError(f"{backend} is not installed; pip install {backend}")
-    if backend == "openvino":
-        return "openvino", _precision(precision or "bf16")
-    return "onnxruntime", _precision(precision or "fp32")
+    if importlib.util.find_spec(MODULES.get(backend, backend)) is None:
+        raise EngineError(not_installed(backend))
+    default = {"openvino": "bf16", "onnxruntime": "fp32"}.get(backend, "fp16")
+    return _backend(backend), _precision(precision or default)
+
+
+def not_installed(backend: str) -> str:
+    if backend in BUILT:
+        from runtime.engines.tensorrt_library import missing
+
+        return missing(_built(backend), ModuleNotFoundError())
+    package = {"onnxruntime-cuda": "onnxruntime-gpu"}.get(backend, backend)
+    return f"{backend} is not installed; pip install {package}"
+
+
+def best_backend(bundle: Bundle, precision: str | None) -> tuple[Backend, Precision]:
+    """What "auto" means for a bundle: an engine that was built for the GPU of this machine, else the CPU."""
+    from runtime.engine_cache import objection
+    from runtime.gpu import find_gpu
+
+    gpu = find_gpu() if bundle.manifest.engines else None
+    if gpu is not None:
+        for backend in BUILT:
+            entries = [entry for entry in bundle.manifest.engines if entry.key.backend == backend]
+            if entries and importlib.util.find_spec(MODULES.get(backend, backend)) is not None:
+                from runtime.engines.tensorrt_library import load_library
+
+                library = load_library(_built(backend))
+                if not any(objection(entry, library, entry.key.graph, gpu) for entry in entries):
+                    return choose_backend(backend, precision)
+    return choose_backend("auto", precision)
+
+
+def _backend(name: str) -> Backend:
+    return next(known for known in get_args(Backend) if known == name)
+
+
+def _built(name: str) -> Literal["tensorrt", "tensorrt-rtx"]:
+    return "tensorrt" if name == "tensorrt" else "tensorrt-rtx"
 
 
 def _precision(name: str) -> Precision:
@@ -51,18 +88,36 @@ def graph_precision(precision: Precision) -> Precision:
 def open_stage(bundle: Bundle, stage: str, backend: Backend, precision: Precision, threads: int | None) -> Engine:
     """The engine of a bundle's stage, in the precision that the build found to hold.
 
-    No CPU engine computes typed bf16 graphs: where fp16 became bf16, the fp32 graph is run.
+    ONNX Runtime and OpenVINO do not compute typed bf16 graphs: where fp16 became bf16, they run the fp32 graph.
 
     Raises:
         BundleError: the bundle has no such graph, or it was altered.
-        EngineError: the library cannot load the graph.
+        EngineError: the library cannot load the graph, or no engine was built for this GPU.
     """
+    if backend in BUILT:
+        return open_built(bundle, stage, _built(backend), precision)
     if precision == "bf16":
         return open_engine(backend, bundle.onnx(stage, "fp32"), precision, threads)
     graph, typed = bundle.onnx(stage, precision), bundle.stage(stage).typed(precision)
     if typed == "bf16":
         graph, typed = bundle.onnx(stage, "fp32"), "fp32"
     return open_engine(backend, graph, typed, threads)
+
+
+def open_built(
+    bundle: Bundle, stage: str, backend: Literal["tensorrt", "tensorrt-rtx"], precision: Precision
+) -> Engine:
+    from runtime.engine_cache import find_engine
+    from runtime.engines.tensorrt import TensorRtEngine
+    from runtime.engines.tensorrt_library import load_library
+    from runtime.gpu import cuda_core, find_gpu
+
+    library = load_library(backend)
+    gpu = find_gpu()
+    if gpu is None:
+        cuda_core()  # says so where it is what is missing
+        raise EngineError(f"backend {backend} needs an NVIDIA GPU, none was found; python -m runtime doctor says why")
+    return TensorRtEngine(library, bundle.root, find_engine(bundle, stage, library, precision, gpu))
 
 
 def open_engine(backend: Backend, graph: Path, precision: Precision, threads: int | None) -> Engine:
@@ -75,6 +130,6 @@ def open_engine(backend: Backend, graph: Path, precision: Precision, threads: in
         from runtime.engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine(graph, precision, threads)
-    from runtime.engines.onnxruntime import OnnxRuntimeEngine
+    from runtime.engines.onnxruntime import CPU, CUDA, OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(graph, precision, threads)
+    return OnnxRuntimeEngine(graph, precision, threads, CUDA if backend == "onnxruntime-cuda" else CPU)

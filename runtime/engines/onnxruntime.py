@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the portable reference."""
+"""ONNX Runtime: on the CPU the portable reference, on CUDA a GPU engine that needs no build."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ import onnxruntime
 from runtime.engines.base import Array, Tensors, contiguous
 from runtime.errors import EngineError
 
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
 
 class OnnxRuntimeEngine:
-    def __init__(self, graph: Path, precision: str, threads: int | None) -> None:
+    def __init__(self, graph: Path, precision: str, threads: int | None, provider: str = CPU) -> None:
+        if provider not in onnxruntime.get_available_providers():
+            raise EngineError(
+                f"ONNX Runtime {onnxruntime.__version__} has no {provider} (it has "
+                f"{', '.join(onnxruntime.get_available_providers())}); pip uninstall onnxruntime, then pip install "
+                "onnxruntime-gpu: the two packages overwrite each other"
+            )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # Every stage has its own threads. Spinning after their work they would hold the cores that the next stage
@@ -20,15 +29,21 @@ class OnnxRuntimeEngine:
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(str(graph), options, providers=[provider])
         except Exception as error:  # the library raises its own classes, none of them public
             raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {error}") from None
+        if provider not in self._session.get_providers():  # it falls back to the CPU without a word
+            raise EngineError(
+                f"ONNX Runtime {onnxruntime.__version__} could not start {provider} and fell back to the CPU; "
+                "its CUDA and cuDNN do not fit those installed: run python -m runtime doctor"
+            )
+        self._provider = provider
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._graph_precision = precision
 
     @property
     def precision(self) -> str:
-        if self._graph_precision == "fp16":
+        if self._graph_precision == "fp16" and self._provider == CPU:
             return "fp16 storage, fp32 arithmetic (this CPU provider casts around its kernels)"
         return self._graph_precision
 

@@ -1,0 +1,93 @@
+"""`python -m runtime build`: engines for a bundle, on the device that runs them; PyTorch is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from runtime.bundle import Bundle
+from runtime.cli import console
+from runtime.engine_cache import build_engines, prune
+from runtime.engines.tensorrt_build import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE
+from runtime.engines.tensorrt_library import Library, load_library
+from runtime.errors import EngineError, InputError
+from runtime.gpu import find_gpu
+from runtime.manifest import EngineEntry, Precision
+from runtime.targets import EngineBackend, resolve
+
+
+def build_for(
+    bundle: Bundle,
+    backend: EngineBackend,
+    targets: Sequence[str],
+    asked: Precision,
+    options: Sequence[str],
+    most_classes: int,
+    announce: Callable[[str], None],
+) -> Bundle:
+    """Builds the engines of every stage for the named targets.
+
+    Raises:
+        InputError: a target or option that this backend cannot build here.
+        EngineError: the library is missing, or a build failed.
+    """
+    gpu = find_gpu()
+    found = resolve(backend, targets, gpu)
+    if backend == "tensorrt-rtx" and HARDWARE_COMPATIBLE in options:
+        raise InputError("--hardware-compatible is TensorRT's; for TensorRT-RTX name several targets")
+    if backend == "tensorrt-rtx" and VERSION_COMPATIBLE in options and gpu is None:
+        raise InputError("--version-compatible needs a GPU with TensorRT-RTX; build on the device")
+    return build_engines(bundle, load_library(backend), found, asked, options, most_classes, announce)
+
+
+def prune_bundle(bundle: Bundle) -> None:
+    _, removed = prune(bundle, installed_libraries())
+    for line in removed:
+        console.print(f"removed {line}", soft_wrap=True)
+    console.print(f"{len(removed)} files removed from {bundle.root}", soft_wrap=True)
+
+
+def installed_libraries() -> list[Library]:
+    found = []
+    for backend in get_args(EngineBackend):
+        try:
+            found.append(load_library(backend))
+        except EngineError:
+            continue
+    return found
+
+
+def engine_table(engines: Iterable[EngineEntry]) -> Table:
+    """What each engine really holds, and what it took to build."""
+    table = Table(
+        "engine", "for", "type", "layers", "FLOPs", "attention", "s", "peak MB", "plan MB", "made by", box=SIMPLE
+    )
+    for entry in engines:
+        key, facts = entry.key, entry.facts
+        fused = "" if facts.fused_attention is None else f", {facts.fused_attention} fused"
+        table.add_row(
+            key.stage,
+            ", ".join(key.targets),
+            key.precision,
+            str(facts.layers),
+            ", ".join(f"{share:.1%} {name}" for name, share in facts.flops.items()) or "none",
+            f"{facts.attention}{fused}",
+            f"{facts.seconds:.1f}",
+            f"{facts.peak_memory / 1e6:.0f}",
+            f"{entry.file.size / 1e6:.1f}",
+            " ".join((key.backend, key.version, *key.options)),
+        )
+    return table
+
+
+def report(engines: Iterable[EngineEntry], where: Path) -> None:
+    entries = list(engines)
+    console.print(engine_table(entries))
+    unfused = [entry.key.stage for entry in entries if entry.facts.attention and entry.facts.fused_attention == 0]
+    if unfused:
+        console.print(f"warning: no fused attention in {', '.join(unfused)}: expect slow engines", style="yellow")
+    console.print(f"{len(entries)} engines in {where}", soft_wrap=True)
