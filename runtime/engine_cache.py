@@ -39,8 +39,9 @@ def build_engines(
         BundleError: the bundle has no graph in this precision.
     """
     folder = f"{FOLDER}/{library.backend}-{'-'.join(target.name for target in targets)}"
-    for stage in bundle.manifest.stages:
-        key = engine_key(bundle, stage, library, targets, asked, options, most_classes)
+    stages = bundle.manifest.stages
+    keys = [engine_key(bundle, stage, library, targets, asked, options, most_classes) for stage in stages]
+    for stage, key in zip(stages, keys, strict=True):
         path = f"{folder}/{stage.name}.{key.precision}.engine"
         before = next((entry for entry in bundle.manifest.engines if entry.path == path), None)
         if before is not None and before.key == key and intact(bundle, before):

@@ -5,10 +5,13 @@ The process gives its memory back, its peak can be read, and it can be stopped i
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,7 @@ def build_engine(job: Job) -> EngineFacts:
             answer, _ = process.communicate(job.model_dump_json())
         except BaseException:  # Ctrl-C too: a C++ call does not hear it
             process.kill()
+            process.wait()
             raise
     stage = job.key.stage
     if process.returncode < 0:
@@ -73,13 +77,25 @@ def build_engine(job: Job) -> EngineFacts:
 def main() -> int:
     """The child: a job on standard input, its outcome as JSON on standard output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends this process
-    job = Job.model_validate_json(sys.stdin.read())
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    text = sys.stdin.read()
+    if not text:  # the parent ended before it had said what to build
+        return 1
+    job = Job.model_validate_json(text)
     try:
         outcome = Outcome(facts=build(job, load_library(job.key.backend)))
     except (Dinov3SegError, OSError, MemoryError) as error:
         outcome = Outcome(error=str(error) or type(error).__name__)
-    print(outcome.model_dump_json())
+    with contextlib.suppress(BrokenPipeError):  # the parent is gone
+        print(outcome.model_dump_json(), flush=True)
     return 0 if outcome.facts else 1
+
+
+def end_with_parent(parent: int) -> None:
+    """A parent that was killed cannot end this process, which would go on for minutes with gigabytes."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 def build(job: Job, library: Library) -> EngineFacts:
