@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -134,6 +135,6 @@ def size_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 
 def view(buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """A pinned buffer as an array, without a copy."""
-    array: Array = np.from_dlpack(buffer).view(np.uint8).view(dtype).reshape(shape)
-    return array
+    """A pinned buffer as an array, without a copy. By address: before NumPy 2.1 arrays from DLPack are read-only."""
+    memory = (ctypes.c_uint8 * buffer.size).from_address(int(buffer.handle))
+    return np.frombuffer(memory, dtype).reshape(shape)
