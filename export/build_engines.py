@@ -24,12 +24,13 @@ from runtime.manifest import Precision
 from runtime.video import read_photo
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and bad options do not wait for it
-    from export.builder import Build
     from export.presets import ModelConfig
+    from export.request import Build
 
 PARITY_CLASSES = ("wall", "floor", "table", "person", "cup")
 MOST_PARITY_CLASSES = 20
 CALIBRATION_SCENES = 3
+PARITY_SCENES = 8
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -93,9 +94,10 @@ def main(
         runs = engine_runs(backend or [BackendChoice.onnxruntime], engine)
         with new_bundle(target) as folder, spinner() as announce:
             announce("importing torch")
-            from export.builder import Request, build_bundle
+            from export.builder import build_bundle
             from export.checkpoints import CheckpointFolder
             from export.random_weights import RandomWeights
+            from export.request import Request
             from export.shipped import trained_classes
 
             request = Request(
@@ -108,6 +110,7 @@ def main(
                 runs=runs,
                 photo=parity_photo(photo, source),
                 calibration=calibration_images(calibration),
+                scenes=scenes_with_truth(trained_classes(source)),
                 classes=trained_classes(source)[:MOST_PARITY_CLASSES] or PARITY_CLASSES,
                 vocabularies=tuple(vocabulary or ()),
                 announce=announce,
@@ -158,6 +161,17 @@ def calibration_images(folder: Path | None) -> tuple[npt.NDArray[np.uint8], ...]
     return tuple(map(read_photo, files))
 
 
+def scenes_with_truth(trained: tuple[str, ...]) -> tuple[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]], ...]:
+    """Table-top scenes for weights that were made for them, none for others."""
+    from benchmarks.scene_vocabulary import VOCABULARY
+    from benchmarks.scenes import make_scene
+
+    if trained != tuple(VOCABULARY):
+        return ()
+    scenes = (make_scene(seed, split="val") for seed in range(PARITY_SCENES))
+    return tuple((scene.image, scene.labels) for scene in scenes)
+
+
 def engine_runs(backends: list[BackendChoice], engine: Graphs) -> tuple[tuple[Backend, Precision], ...]:
     """Every graph in every engine, and OpenVINO's bf16 mode, which is its default."""
     runs: list[tuple[Backend, Precision]] = []
@@ -186,8 +200,10 @@ def report(build: Build, target: Path, random_weights: bool) -> None:
     console.print(build_table(build))
     if any(built.precisions for built in build.stages):
         console.print(precision_table(build))
-    for name, share in build.label_agreement.items():
-        console.print(f"end to end, {name}: {share:.3%} of pixels labelled as by torch fp32")
+    for run in build.end_to_end:
+        scores = "" if run.miou is None else f"; {run.miou:.2%} mIoU on {run.scenes} scenes"
+        name = f"{run.backend} {run.precision}"
+        console.print(f"end to end, {name}: {run.agreement:.3%} of pixels labelled as by torch fp32{scores}")
     if random_weights:
         console.print("random weights: this bundle is for shapes and speed, it segments nothing", style="yellow")
     console.print(f"bundle written to {target}", soft_wrap=True)

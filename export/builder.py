@@ -5,67 +5,28 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
-from export import ladder, parity
+from export import gate, ladder
 from export.ladder import Evidence
-from export.precision import Half
-from export.presets import ModelConfig
+from export.parity_report import make_report, write_report
 from export.ranges import RangeEngine
 from export.reference import BuiltStage, ExportOnCall, Reference
+from export.request import Build, Request
 from export.shipped import trained_classes
-from export.stages import Weights, build_backbone, stage_table
+from export.stages import build_backbone, stage_table
 from export.tokenizer import write_tokenizer
 from runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
-from runtime.engines import Backend, open_engine
+from runtime.engines import open_engine
 from runtime.engines.base import Array, Engine
-from runtime.manifest import Manifest, PipelineSpec, Precision, StageEntry, StageParity
-from runtime.pipeline import Pipeline, PipelineResult
+from runtime.manifest import Manifest, PipelineSpec, StageEntry
+from runtime.parity import gate_end_to_end
+from runtime.pipeline import Pipeline
 from runtime.segmenter import TEXT_STAGE, text_embedder
 from runtime.text import TextEmbedder, Tokenizer
 from runtime.vocab import read_classes
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to build.
-
-    Attributes:
-        weights_dir: Folder of the weights, for what lies beside them; None: nothing does.
-        halves: Precisions of the graphs that are made from the fp32 ones, used where they hold.
-        strict: A stage where one does not hold ends the build.
-        runs: Backend and precision pairs whose results are compared with torch.
-        photo: (H, W, 3) uint8 RGB, the parity image.
-        calibration: More images, on which the range of every value is measured.
-        vocabularies: Class lists whose embeddings go into the bundle.
-        announce: Told what is being done, for the progress display.
-    """
-
-    config: ModelConfig
-    weights: Weights
-    weights_dir: Path | None
-    refinement: bool
-    halves: tuple[Half, ...]
-    strict: bool
-    runs: tuple[tuple[Backend, Precision], ...]
-    photo: Array
-    calibration: tuple[Array, ...]
-    classes: tuple[str, ...]
-    vocabularies: tuple[Path, ...]
-    announce: Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Build:
-    stages: list[BuiltStage]
-    parities: list[StageParity]
-    label_agreement: dict[str, float]
 
 
 def build_bundle(request: Request, root: Path) -> Build:
@@ -79,21 +40,41 @@ def build_bundle(request: Request, root: Path) -> Build:
     reference = Reference(request.weights, root / "onnx", "fp16" in request.halves, request.announce)
     table = {stage.name: stage for stage in stage_table(request.config, request.refinement)}
     engines = {name: ExportOnCall(reference, stage) for name, stage in table.items()}
-    text = embed(request, root, engines[TEXT_STAGE])
+    text = embed(request, root, engines[TEXT_STAGE], request.classes)
     expected = Pipeline(spec, engines)(request.photo, text)
     reference.free()
 
     stages = list(reference.built.values())
     add_typed_graphs(request, spec, stages, text)
-    parities = parity.worst(row for built in stages for row in (*built.parities, *compare_engines(request, built)))
-    parity.gate(parities)
-    agreement = label_agreement(request, spec, stages, text, expected)
-    build = Build(stages, parities, agreement)
+    build = judge(request, spec, stages, text, expected.labels, root)
     request.announce("checksums")
     write_manifest(root, manifest(request, spec, build, root))
     if request.vocabularies:
         ship_embeddings(request, root)
     return build
+
+
+def judge(
+    request: Request, spec: PipelineSpec, stages: list[BuiltStage], text: Array, expected: Array, root: Path
+) -> Build:
+    """The parity report, and the gate.
+
+    Raises:
+        ParityError: an engine is beyond its limits.
+    """
+    parities = gate.compare_stages(request, stages)
+    names = trained_classes(request.weights_dir) if request.scenes else ()
+    encoder = next(built for built in stages if built.stage.name == TEXT_STAGE)
+    scene_text = (
+        embed(request, root, open_engine("onnxruntime", *encoder.graph("fp32"), None), names) if names else None
+    )
+    runs, labels = gate.run_whole_frames(request, spec, stages, text, scene_text, expected)
+    report = make_report(parities, runs, request.weights.random)
+    write_report(root, report, request.photo, expected, labels, request.classes)
+    gate.gate_stages(parities, stages)
+    if not request.weights.random:
+        gate_end_to_end(runs)
+    return Build(stages, parities, runs)
 
 
 def pipeline_spec(request: Request) -> PipelineSpec:
@@ -113,8 +94,8 @@ def pipeline_spec(request: Request) -> PipelineSpec:
     )
 
 
-def embed(request: Request, root: Path, engine: ExportOnCall) -> Array:
-    """(K, 2, C) embeddings of the parity classes."""
+def embed(request: Request, root: Path, engine: Engine, classes: tuple[str, ...]) -> Array:
+    """(K, 2, C) embeddings of class names."""
     prompting = request.config.prompting
     embedder = TextEmbedder(
         Tokenizer.from_file(root / TOKENIZER, prompting.context_length),
@@ -124,7 +105,7 @@ def embed(request: Request, root: Path, engine: ExportOnCall) -> Array:
         cache_key="",
         cache_dir=None,
     )
-    return embedder.embed(request.classes)
+    return embedder.embed(classes)
 
 
 def add_typed_graphs(request: Request, spec: PipelineSpec, stages: list[BuiltStage], text: Array) -> None:
@@ -149,44 +130,6 @@ def add_typed_graphs(request: Request, spec: PipelineSpec, stages: list[BuiltSta
                 built.seconds[settled.precision.got] = time.perf_counter() - start
     if request.strict:
         ladder.check_strict((built.stage.name, entry) for built in stages for entry in built.precisions)
-
-
-def compare_engines(request: Request, built: BuiltStage) -> list[StageParity]:
-    """Every engine on what torch was given. One at a time: a large stage must not be in memory more often."""
-    rows: dict[tuple[str, str], list[StageParity]] = {}
-    for backend, asked in request.runs:
-        path, precision = engine_graph(built, asked)
-        if (backend, precision) in rows:  # where fp16 does not hold, the fp32 graph stands for it
-            continue
-        request.announce(f"{built.stage.name}: {backend} {precision} against torch")
-        engine = open_engine(backend, path, precision, None)
-        rows[backend, precision] = [
-            parity.compare(built.stage.name, precision, backend, engine(call.inputs), call.expected)
-            for call in built.calls
-        ]
-    return [row for found in rows.values() for row in found]
-
-
-def engine_graph(built: BuiltStage, asked: Precision) -> tuple[Path, Precision]:
-    """On a CPU, bf16 is OpenVINO's mode of the fp32 graph."""
-    return (built.graphs["fp32"].path, "bf16") if asked == "bf16" else built.graph(asked)
-
-
-def label_agreement(
-    request: Request, spec: PipelineSpec, stages: list[BuiltStage], text: Array, expected: PipelineResult
-) -> dict[str, float]:
-    """Share of the parity image's pixels that each engine labels as torch float32 does, end to end."""
-    agreement = {}
-    for backend, name in request.runs:
-        request.announce(f"end to end: {backend} {name} against torch")
-        engines: dict[str, Engine] = {
-            built.stage.name: open_engine(backend, *engine_graph(built, name), None)
-            for built in stages
-            if built.stage.name != TEXT_STAGE
-        }
-        labels = Pipeline(spec, engines)(request.photo, text).labels
-        agreement[f"{backend} {name}"] = float(np.mean(labels == expected.labels))
-    return agreement
 
 
 def ship_embeddings(request: Request, root: Path) -> None:
@@ -233,7 +176,7 @@ def manifest(request: Request, spec: PipelineSpec, build: Build, root: Path) -> 
             for built in build.stages
         ),
         parity=tuple(build.parities),
-        label_agreement=build.label_agreement,
+        end_to_end=tuple(build.end_to_end),
         tools={"python": platform.python_version()} | {name: version(name) for name in packages},
         files=list_files(root),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from export import onnx_graphs, parity
+from export import onnx_graphs
 from export.graph_flops import flop_shares
 from export.onnx_graphs import Graph, module_of
 from export.precision import HALF_MAX, Half, is_island, retype
@@ -24,6 +24,7 @@ from export.rounding import round_values
 from runtime.engines.base import Tensors, contiguous
 from runtime.errors import ExportError
 from runtime.manifest import Precision, StageParity, StagePrecision
+from runtime.parity import LIMITS, compare
 
 HEADROOM = 2.0  # other images may reach further than those of the calibration
 LEAST_SHARE = 0.5  # of the FLOPs that must be in the precision that a graph is named after
@@ -81,8 +82,9 @@ def settle(evidence: Evidence, asked: Half, folder: Path) -> Settled:
             continue
         rows = rounded_errors(evidence, to, keep)
         worst = max(row.relative_rms_error for row in rows)
-        if worst > parity.LIMITS[to]:
-            reasons.append(f"{to} is {worst:.1e} relative RMS from fp32, over {parity.LIMITS[to]:.0e}")
+        limit = LIMITS[to].relative_rms
+        if worst > limit:
+            reasons.append(f"{to} is {worst:.1e} relative RMS from fp32, over {limit:.0e}")
             continue
         path = folder / f"{evidence.stage}.{to}.onnx"
         graph, precision = write(evidence, asked, to, keep, "; ".join(reasons), path)
@@ -172,7 +174,7 @@ def rounded_errors(evidence: Evidence, to: Half, keep: frozenset[str]) -> list[S
         rows = []
         for call in evidence.calls:
             found = dict(zip(names, session.run(names, contiguous(call.inputs)), strict=True))
-            rows.append(parity.compare(evidence.stage, to, EMULATED, found, call.expected))
+            rows.append(compare(evidence.stage, to, EMULATED, found, call.expected))
         return rows
     finally:
         for file in (path, path.with_name(f"{path.name}.data")):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from runtime.errors import BundleError, OutputError
+from runtime.errors import BundleError, OutputError, ParityError
 from runtime.files import atomic_file
 from runtime.manifest import SCHEMA_VERSION, FileEntry, Manifest, StageEntry
 
@@ -125,7 +125,10 @@ def sha256(path: Path) -> str:
 def new_bundle(target: Path) -> Iterator[Path]:
     """A working folder beside `target` that takes its place if the block ends well, and vanishes if not.
 
+    What fails the parity gate is kept as `rejected/<name>` beside `target`, to be looked at.
+
     Raises:
+        ParityError: of the block; where the folder was kept is added.
         OutputError: `target` holds something that is not a bundle, or its parent cannot be written.
     """
     target = target.absolute()
@@ -146,6 +149,12 @@ def new_bundle(target: Path) -> Iterator[Path]:
             work.replace(target)
         except OSError as error:  # a mount point, for one, cannot be replaced
             raise OutputError(f"cannot put the bundle at {target} ({error.strerror}); name a new folder") from None
+    except ParityError as error:
+        aside = target.parent / "rejected" / target.name
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        work.replace(aside)
+        raise ParityError(f"{error}; kept aside in {aside}, see parity.html there") from None
     finally:
         if old.exists() and not target.exists():  # stopped between the two renames
             old.replace(target)

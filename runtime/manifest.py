@@ -165,6 +165,25 @@ class StageParity(_Entry):
     backend: str
     max_abs_error: float
     relative_rms_error: float
+    cosine: float
+
+
+class EndToEnd(_Entry):
+    """Whole frames of an engine.
+
+    Attributes:
+        agreement: Share of the parity photo's pixels labelled as by torch float32.
+        scenes: Number of scenes with ground truth; 0 where the weights were not made for them.
+        miou: On these scenes, 0 to 1.
+        miou_reference: Of the first engine in fp32.
+    """
+
+    backend: str
+    precision: Precision
+    agreement: float
+    scenes: int = 0
+    miou: float | None = None
+    miou_reference: float | None = None
 
 
 class Manifest(_Entry):
@@ -172,7 +191,6 @@ class Manifest(_Entry):
 
     Attributes:
         weights: sha256 of every checkpoint file by name; empty for random weights.
-        label_agreement: Share of pixels labelled as by torch float32, for each precision.
         engines: Caches that are built from the graphs, for one kind of GPU each.
         vocabulary: The names that the model was made for; empty where any name will do.
     """
@@ -188,7 +206,7 @@ class Manifest(_Entry):
     model: dict[str, Any]
     stages: tuple[StageEntry, ...] = Field(min_length=1)
     parity: tuple[StageParity, ...]
-    label_agreement: dict[str, float]
+    end_to_end: tuple[EndToEnd, ...]
     engines: tuple[EngineEntry, ...] = ()
     tools: dict[str, str]
     files: dict[str, FileEntry]

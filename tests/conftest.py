@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from small_models import CLASSES, small_request
 
-from export.builder import Build, build_bundle
+from export.builder import build_bundle
+from export.request import Build
 from runtime.bundle import new_bundle
 from runtime.segmenter import Segmenter
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.builder import Request
 from export.presets import ModelConfig, model_config
 from export.random_weights import RandomWeights
+from export.request import Request
 
 SMALL = (
     "geometry.image_size=96",
@@ -52,6 +52,7 @@ def small_request(**changes: Any) -> Request:
         runs=(("onnxruntime", "fp32"),),
         photo=random_photo(),
         calibration=(),
+        scenes=(),
         classes=CLASSES,
         vocabularies=(),
         announce=lambda text: None,

@@ -20,9 +20,10 @@ from benchmarks.scene_vocabulary import VOCABULARY
 from benchmarks.scenes import Scene, make_scene
 from benchmarks.segmentation_metrics import Confusion, mean_of
 from export.build_engines import parity_photo
-from export.builder import Request, build_bundle
+from export.builder import build_bundle
 from export.checkpoints import CheckpointFolder
 from export.presets import PRESETS
+from export.request import Request
 from export.shipped import WEIGHTS, trained_classes
 from export.stages import stage_table
 from export.torch_engine import TorchEngine
@@ -69,9 +70,12 @@ def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Tabletop:
         weights=weights,
         weights_dir=FOLDER,
         refinement=True,
-        graphs=("fp32",),
+        halves=(),
+        strict=False,
         runs=(("onnxruntime", "fp32"),),
         photo=parity_photo(None, FOLDER),
+        calibration=(),
+        scenes=(),
         classes=VOCABULARY[:20],
         vocabularies=(),
         announce=lambda text: None,

@@ -18,6 +18,7 @@ from export.builder import build_bundle
 from export.ladder import Call, Evidence
 from export.random_weights import RandomWeights
 from export.ranges import RangeEngine
+from runtime import parity
 from runtime.bundle import Bundle, new_bundle
 from runtime.errors import ExportError
 from runtime.segmenter import Segmenter
@@ -108,7 +109,8 @@ def test_what_torch_cannot_do_in_half_is_not_trusted(small_bundle: Path, tmp_pat
 def test_neither_half_is_near_enough(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = tmp_path / "decoder.fp32.onnx"
     onnx_graphs.save(onnx_graphs.load(small_bundle / "onnx" / graph.name), graph)
-    monkeypatch.setattr(ladder.parity, "LIMITS", {"fp32": 1e-4, "fp16": 1e-9, "bf16": 1e-9})
+    tight = {name: replace(limits, relative_rms=1e-9) for name, limits in parity.LIMITS.items()}
+    monkeypatch.setattr(ladder, "LIMITS", tight)
     settled = ladder.settle(evidence_of(graph, "decoder"), "fp16", tmp_path)
     assert settled.graph is None
     assert settled.precision.got == "fp32"

@@ -26,7 +26,7 @@ def test_full_size_build_and_frame(tmp_path: Path) -> None:
     assert usage.ru_maxrss * 1024 < MEMORY_LIMIT
     manifest = Bundle.open(tmp_path / "vitl").manifest
     assert max(row.relative_rms_error for row in manifest.parity) < 1e-4
-    assert manifest.label_agreement["onnxruntime fp32"] > 0.999
+    assert manifest.end_to_end[0].agreement > 0.999
     photo = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), np.uint8)
     with (
         pytest.warns(UserWarning, match="random weights"),
