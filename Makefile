@@ -11,7 +11,7 @@ FORMATTED = $(KERNEL_SOURCES) $(shell git ls-files 'tests/kernels/*.cpp' 'tests/
 # The whole image, shrunk to the size of a crop.
 ONE_PASS = --set geometry.image_size=192 --set geometry.crop_size=192 --set geometry.stride=192 --set refinement.window_size=12
 
-.PHONY: demo test test-slow card sanitize lint format clean
+.PHONY: demo test test-slow card engines-rtx sanitize lint format clean
 
 demo: $(READY)
 	$(BIN)/python export/build_engines.py
@@ -36,6 +36,15 @@ card: $(READY)
 	$(BIN)/python benchmarks/accuracy.py --scenes 128 --engine fp32 --no-torch --bundle bundles/tiny --bundle bundles/tiny-3x3 \
 		--bundle bundles/tiny-training-free --bundle bundles/tiny-192px --out out/card
 	$(BIN)/python benchmarks/accuracy.py --scenes 256 --engine fp32 --no-torch --views both --views crops --views full --out out/views
+
+# TensorRT-RTX engines, on any machine: of the shipped weights, and of the full-size model with random ones (half an
+# hour for its export, which is kept).
+RTX := --backend tensorrt-rtx --target sm80 --target sm86 --target sm89 --target sm120
+engines-rtx: $(READY)
+	$(BIN)/python export/build_engines.py --engine fp16 --out bundles/tiny-fp16 $(RTX)
+	test -f bundles/vitl-random/manifest.json || \
+	    $(BIN)/python export/build_engines.py --preset vitl --random-weights --engine fp16 --out bundles/vitl-random
+	$(BIN)/python -m runtime build bundles/vitl-random $(RTX)
 
 # Ten thousand random cases a kernel, under AddressSanitizer and UndefinedBehaviorSanitizer (GCC), with the best
 # instructions of this processor; FUZZ="--count 1000 --seed 5" for others, DINOV3SEG_CPU=sse2 for the baseline.

@@ -37,6 +37,6 @@ def read(path: Path | None) -> tuple[npt.NDArray[np.uint8], str]:
 
         coffee: npt.NDArray[np.uint8] = skimage.data.coffee()
         return coffee, "skimage.data.coffee()"
-    from export.build_engines import generated_photo
+    from runtime.probe import generated_photo
 
-    return generated_photo(), "export.build_engines.generated_photo()"
+    return generated_photo(), "runtime.probe.generated_photo()"

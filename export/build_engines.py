@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,22 +16,23 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from runtime.bundle import new_bundle
+from export.build_inputs import calibration_images, parity_photo, scenes_with_truth
+from runtime.bundle import Bundle, new_bundle
 from runtime.cli import console, one_line_errors, spinner
+from runtime.engine_commands import build_for
+from runtime.engine_commands import report as report_engines
 from runtime.engines import Backend, choose_backend, graph_precision
+from runtime.engines.tensorrt_library import load_library
 from runtime.errors import InputError
+from runtime.gpu import find_gpu
 from runtime.manifest import Precision
-from runtime.video import read_photo
+from runtime.probe import probe_classes
+from runtime.profiles import MOST_CLASSES
+from runtime.targets import EngineBackend, resolve
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and bad options do not wait for it
     from export.presets import ModelConfig
     from export.request import Build
-
-PARITY_CLASSES = ("wall", "floor", "table", "person", "cup")
-MOST_PARITY_CLASSES = 20
-CALIBRATION_SCENES = 3
-PARITY_SCENES = 8
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class Graphs(str, Enum):
@@ -48,6 +49,8 @@ class RefinementChoice(str, Enum):
 class BackendChoice(str, Enum):
     onnxruntime = "onnxruntime"
     openvino = "openvino"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -72,7 +75,11 @@ def main(
         Path | None, typer.Option(help="Folder of images to measure ranges on (default: table-top scenes).")
     ] = None,
     backend: Annotated[
-        list[BackendChoice] | None, typer.Option(help="Engines to compare with torch (default: onnxruntime).")
+        list[BackendChoice] | None,
+        typer.Option(help="Engines to compare with torch (default: onnxruntime); tensorrt and tensorrt-rtx to build."),
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="GPU to build engines for: host, sm86 ... (default: host).")
     ] = None,
     photo: Annotated[Path | None, typer.Option(help="Photo for the parity check (default: a generated one).")] = None,
     vocabulary: Annotated[
@@ -88,11 +95,14 @@ def main(
     with one_line_errors():
         config = model_config(preset, set_ or [])
         source = choose_weights(config, weights, random_weights)
-        target = out or Path("bundles") / config.name
+        destination = out or Path("bundles") / config.name
         if len({path.stem for path in vocabulary or ()}) < len(vocabulary or ()):
             raise InputError("--vocabulary: two lists have the same file name, which names them in the bundle")
-        runs = engine_runs(backend or [BackendChoice.onnxruntime], engine)
-        with new_bundle(target) as folder, spinner() as announce:
+        chosen = [choice.value for choice in backend or []]
+        built = [name for name in get_args(EngineBackend) if name in chosen]
+        check_targets(built, target or [])
+        runs = engine_runs([name for name in chosen if name not in built] or ["onnxruntime"], engine)
+        with new_bundle(destination) as folder, spinner() as announce:
             announce("importing torch")
             from export.builder import build_bundle
             from export.checkpoints import CheckpointFolder
@@ -111,12 +121,23 @@ def main(
                 photo=parity_photo(photo, source),
                 calibration=calibration_images(calibration),
                 scenes=scenes_with_truth(trained_classes(source)),
-                classes=trained_classes(source)[:MOST_PARITY_CLASSES] or PARITY_CLASSES,
+                classes=probe_classes(trained_classes(source)),
                 vocabularies=tuple(vocabulary or ()),
                 announce=announce,
             )
             build = build_bundle(request, folder)
-    report(build, target, random_weights)
+        report(build, destination, random_weights)
+        for name in built:
+            build_device_engines(destination, name, target or [], engine.value, request.photo)
+
+
+def build_device_engines(
+    root: Path, backend: EngineBackend, targets: list[str], asked: Precision, photo: npt.NDArray[np.uint8]
+) -> None:
+    """From the finished bundle: what fails here leaves it as it is, and can be run again without the export."""
+    with spinner() as announce:
+        bundle = build_for(Bundle.open(root), backend, targets, asked, (), MOST_CLASSES, photo, announce)
+    report_engines(bundle.manifest.engines, root)
 
 
 def choose_weights(config: ModelConfig, weights: Path | None, random_weights: bool) -> Path | None:
@@ -136,64 +157,27 @@ def choose_weights(config: ModelConfig, weights: Path | None, random_weights: bo
     return found
 
 
-def parity_photo(photo: Path | None, weights: Path | None) -> npt.NDArray[np.uint8]:
-    """The photo asked for, or the example beside the weights, or a generated one."""
-    from export.shipped import EXAMPLE
-
-    if photo is None and weights is not None and (weights / EXAMPLE).is_file():
-        photo = weights / EXAMPLE
-    return generated_photo() if photo is None else read_photo(photo)
-
-
-def calibration_images(folder: Path | None) -> tuple[npt.NDArray[np.uint8], ...]:
-    """(H, W, 3) uint8 RGB images of a folder, or three table-top scenes.
+def check_targets(backends: list[EngineBackend], targets: list[str]) -> None:
+    """What cannot be built is refused before the export, which takes minutes.
 
     Raises:
-        InputError: the folder is missing or holds no image.
+        InputError, EngineError: as their names say.
     """
-    if folder is None:
-        from benchmarks.scenes import make_scene
-
-        return tuple(make_scene(seed, split="val").image for seed in range(CALIBRATION_SCENES))
-    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES)
-    if not files:
-        raise InputError(f"--calibration {folder} holds no image; expected a folder with {', '.join(PICTURES)} files")
-    return tuple(map(read_photo, files))
+    if targets and not backends:
+        raise InputError("--target is for --backend tensorrt or tensorrt-rtx; neither was given")
+    for backend in backends:
+        resolve(backend, targets, find_gpu())
+        load_library(backend)
 
 
-def scenes_with_truth(trained: tuple[str, ...]) -> tuple[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]], ...]:
-    """Table-top scenes for weights that were made for them, none for others."""
-    from benchmarks.scene_vocabulary import VOCABULARY
-    from benchmarks.scenes import make_scene
-
-    if trained != tuple(VOCABULARY):
-        return ()
-    scenes = (make_scene(seed, split="val") for seed in range(PARITY_SCENES))
-    return tuple((scene.image, scene.labels) for scene in scenes)
-
-
-def engine_runs(backends: list[BackendChoice], engine: Graphs) -> tuple[tuple[Backend, Precision], ...]:
+def engine_runs(backends: list[str], engine: Graphs) -> tuple[tuple[Backend, Precision], ...]:
     """Every graph in every engine, and OpenVINO's bf16 mode, which is its default."""
     runs: list[tuple[Backend, Precision]] = []
     for backend in backends:
-        name, default = choose_backend(backend.value, None)
+        name, default = choose_backend(backend, None)
         asked = ("fp32", default, "fp16" if engine is Graphs.fp16 else "fp32")  # no CPU engine runs bf16 graphs
         runs += [choose_backend(name, precision) for precision in dict.fromkeys(asked)]
     return tuple(runs)
-
-
-def generated_photo(height: int = 480, width: int = 640) -> npt.NDArray[np.uint8]:
-    """A parity image with smooth, textured and sharp regions: gradients, stripes, discs and noise."""
-    rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    photo = np.stack([rows / height, columns / width, 1 - rows / height], axis=-1) * 200
-    photo[:, : width // 3] += 40 * np.sign(np.sin(columns[:, : width // 3] / 6))[..., None]
-    for _ in range(12):
-        center, radius = rng.uniform((0, 0), (height, width)), rng.uniform(15, 80)
-        disc = (rows - center[0]) ** 2 + (columns - center[1]) ** 2 < radius**2
-        photo[disc] = rng.uniform(0, 255, 3)
-    photo += rng.normal(0, 8, photo.shape)
-    return photo.clip(0, 255).astype(np.uint8)
 
 
 def report(build: Build, target: Path, random_weights: bool) -> None:

@@ -68,12 +68,15 @@ def build(
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="Runs on later GPUs too (TensorRT, from Ampere on); slower.")
     ] = False,
+    photo: Annotated[Path | None, typer.Option(help="Photo for the parity gate (default: a generated one).")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Only print the engines that are there.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Only remove engines that can no longer be loaded.")] = False,
 ) -> None:
     """Builds the bundle's engines here. Engines that are up to date are kept."""
     from runtime.bundle import Bundle
     from runtime.engine_commands import build_for, prune_bundle, report
+    from runtime.probe import generated_photo
+    from runtime.video import read_photo
 
     switches = {
         "unfused-attention": unfused_attention,
@@ -88,7 +91,10 @@ def build(
             return
         if not list_:
             with spinner() as announce:
-                opened = build_for(opened, backend.value, target or [], engine.value, options, most_classes, announce)
+                image = generated_photo() if photo is None else read_photo(photo)
+                opened = build_for(
+                    opened, backend.value, target or [], engine.value, options, most_classes, image, announce
+                )
         report(opened.manifest.engines, bundle)
 
 

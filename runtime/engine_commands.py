@@ -12,11 +12,14 @@ from rich.table import Table
 from runtime.bundle import Bundle
 from runtime.cli import console
 from runtime.engine_cache import build_engines, prune
+from runtime.engine_gate import check_engines
+from runtime.engines.base import Array
 from runtime.engines.tensorrt_build import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE
 from runtime.engines.tensorrt_library import Library, load_library
 from runtime.errors import EngineError, InputError
 from runtime.gpu import find_gpu
 from runtime.manifest import EngineEntry, Precision
+from runtime.probe import probe_classes
 from runtime.targets import EngineBackend, resolve
 
 
@@ -27,11 +30,13 @@ def build_for(
     asked: Precision,
     options: Sequence[str],
     most_classes: int,
+    photo: Array,
     announce: Callable[[str], None],
 ) -> Bundle:
-    """Builds the engines of every stage for the named targets.
+    """Builds the engines of every stage for the named targets; where they can run, they must pass the parity gate.
 
     Raises:
+        ParityError: an engine differs too much from ONNX Runtime in fp32.
         InputError: a target or option that this backend cannot build here.
         EngineError: the library is missing, or a build failed.
     """
@@ -41,7 +46,11 @@ def build_for(
         raise InputError("--hardware-compatible is TensorRT's; for TensorRT-RTX name several targets")
     if backend == "tensorrt-rtx" and VERSION_COMPATIBLE in options and gpu is None:
         raise InputError("--version-compatible needs a GPU with TensorRT-RTX; build on the device")
-    return build_engines(bundle, load_library(backend), found, asked, options, most_classes, announce)
+    bundle = build_engines(bundle, load_library(backend), found, asked, options, most_classes, announce)
+    if gpu is not None and gpu.compute_capability in {target.compute_capability for target in found}:
+        return check_engines(bundle, backend, asked, photo, probe_classes(bundle.manifest.vocabulary), announce)
+    announce("no engine was run: the parity gate needs a GPU of that kind")
+    return bundle
 
 
 def prune_bundle(bundle: Bundle) -> None:

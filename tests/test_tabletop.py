@@ -19,7 +19,7 @@ import kernels
 from benchmarks.scene_vocabulary import VOCABULARY
 from benchmarks.scenes import Scene, make_scene
 from benchmarks.segmentation_metrics import Confusion, mean_of
-from export.build_engines import parity_photo
+from export.build_inputs import parity_photo
 from export.builder import build_bundle
 from export.checkpoints import CheckpointFolder
 from export.presets import PRESETS

@@ -16,8 +16,9 @@ from processes import heed_ctrl_c
 from small_models import SMALL
 from typer.testing import CliRunner, Result
 
-from export.build_engines import BackendChoice, Graphs, app, engine_runs, generated_photo
+from export.build_engines import Graphs, app, engine_runs
 from runtime.bundle import Bundle
+from runtime.probe import generated_photo
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = [sys.executable, "export/build_engines.py"]
@@ -93,6 +94,21 @@ def test_bad_configuration(options: list[str], words: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target", "sm86"], "--target is for --backend tensorrt or tensorrt-rtx; neither was given"),
+        (["--target", "sm90", "--backend", "tensorrt-rtx"], "target sm90: TensorRT-RTX builds for compute capability"),
+        (["--backend", "tensorrt"], "target host: no GPU was found here"),
+    ],
+)
+def test_engines_that_cannot_be_built_are_refused_before_the_export(
+    options: list[str], words: str, tmp_path: Path
+) -> None:
+    refused(build("--random-weights", *options, "--out", tmp_path / "b"), 2, words)
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
     "options", [["--engine", "int8"], ["--backend", "tflite"], ["--refinement", "some"], ["--fast"]]
 )
 def test_unknown_choices(options: list[str]) -> None:
@@ -143,14 +159,17 @@ def test_a_missing_photo(tmp_path: Path) -> None:
 def test_a_whole_run_and_a_rebuild(tmp_path: Path) -> None:
     """As a command; the second run replaces what the first one wrote."""
     target = tmp_path / "bundle"
-    command = [*SCRIPT, *SMALLEST, "--engine", "fp16", "--out", str(target)]
+    engines = ["--backend", "onnxruntime", "--backend", "tensorrt-rtx", "--target", "sm86"]
+    command = [*SCRIPT, *SMALLEST, "--engine", "fp16", *engines, "--out", str(target)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     assert "onnxruntime fp16: " in result.stderr
     assert "of pixels labelled as by torch" in result.stderr
-    assert result.stderr.splitlines()[-1] == f"bundle written to {target}"
+    assert f"bundle written to {target}" in result.stderr.splitlines()
+    assert result.stderr.splitlines()[-1] == f"3 engines in {target}"
+    assert "no engine was run: the parity gate needs a GPU of that kind" in result.stderr
     assert "random weights: this bundle is for shapes and speed" in result.stderr
     first = Bundle.open(target)
     assert [stage.name for stage in first.manifest.stages] == ["text_encoder", "backbone", "correlation"]
@@ -203,7 +222,7 @@ def test_a_stopped_build_keeps_the_old_bundle(sent: signal.Signals, code: int, b
     ],
 )
 def test_every_graph_is_run_in_every_engine(backends: list[str], engine: str, runs: list[str]) -> None:
-    found = engine_runs([BackendChoice(name) for name in backends], Graphs(engine))
+    found = engine_runs(backends, Graphs(engine))
     assert [" ".join(run) for run in found] == runs
 
 

@@ -19,6 +19,7 @@ import onnx
 import psutil
 import pytest
 from processes import heed_ctrl_c
+from small_models import random_photo
 
 from runtime import engine_cache
 from runtime.bundle import Bundle
@@ -361,4 +362,4 @@ def test_a_target_that_is_misspelt(small_bundle: Path) -> None:
     from runtime.engine_commands import build_for
 
     with pytest.raises(InputError, match="target 'sm8' does not exist"):
-        build_for(Bundle.open(small_bundle), "tensorrt-rtx", ["sm8"], "fp16", (), 32, print)
+        build_for(Bundle.open(small_bundle), "tensorrt-rtx", ["sm8"], "fp16", (), 32, random_photo(), print)
