@@ -98,6 +98,24 @@ def build(
         report(opened.manifest.engines, bundle)
 
 
+@app.command()
+def doctor(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle to examine too.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="For programs, on standard output.")] = False,
+) -> None:
+    """Says what is installed here, what of it is known not to work, and what mends it. Exits with 1 if it is broken."""
+    from runtime.doctor import diagnose, report
+    from runtime.facts import collect
+
+    with one_line_errors():
+        diagnosis = diagnose(collect(), bundle)
+        if json:
+            print(diagnosis.model_dump_json(indent=1))
+        else:
+            report(diagnosis)
+        raise typer.Exit(int(diagnosis.broken))
+
+
 def run(
     source: str,
     classes: str,

@@ -61,8 +61,6 @@ def test_an_engine_that_differs_is_put_aside(
     assert not list((bundle.root / "engines").rglob("*.engine"))
     with (
         pytest.warns(UserWarning, match="random weights"),
-        pytest.raises(
-            EngineError, match="has no tensorrt engine for stage backbone in fp16; run python"
-        ),
+        pytest.raises(EngineError, match="has no tensorrt engine for stage backbone in fp16; run python"),
     ):
         Segmenter.load(bundle.root, CLASSES, backend="tensorrt", cache_dir=None)

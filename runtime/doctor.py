@@ -1,0 +1,145 @@
+"""`python -m runtime doctor`: what is here, what is known not to work together, and the command that mends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel
+from rich.box import SIMPLE
+from rich.table import Table
+
+from runtime.bundle import Bundle
+from runtime.cli import console
+from runtime.engine_cache import intact, mend, objection
+from runtime.engines.tensorrt_library import load_library
+from runtime.errors import Dinov3SegError, EngineError
+from runtime.facts import Facts
+from runtime.gpu import Gpu
+from runtime.known_issues import ISSUES, Severity
+
+
+class Finding(BaseModel):
+    """`mend`: a command, or what to do."""
+
+    severity: Severity
+    name: str
+    trouble: str
+    mend: str
+    reference: str = ""
+
+
+class Diagnosis(BaseModel):
+    facts: Facts
+    findings: tuple[Finding, ...]
+
+    @property
+    def broken(self) -> bool:
+        return any(finding.severity == "broken" for finding in self.findings)
+
+
+def diagnose(facts: Facts, bundle: Path | None) -> Diagnosis:
+    found = [
+        Finding(
+            severity=issue.severity,
+            name=issue.name,
+            trouble=issue.trouble,
+            mend=issue.mend,
+            reference=issue.reference,
+        )
+        for issue in ISSUES
+        if issue.applies(facts)
+    ]
+    for name, reason in facts.broken.items():
+        found.append(
+            Finding(
+                severity="broken",
+                name=f"{name} does not load",
+                trouble=f"{name} is installed but cannot be imported: {reason}",
+                mend=f"pip install --force-reinstall {name.replace('_', '-')}",
+            )
+        )
+    if bundle is not None:
+        found += examine(bundle, facts)
+    return Diagnosis(facts=facts, findings=tuple(found))
+
+
+def examine(root: Path, facts: Facts) -> list[Finding]:
+    """Files against their checksums, and engines against this machine."""
+    try:
+        bundle = Bundle.open(root)
+        for name in bundle.manifest.files:
+            bundle.verify(name)
+    except Dinov3SegError as error:
+        trouble, _, remedy = str(error).rpartition("; ")
+        return [Finding(severity="broken", name="bundle", trouble=trouble or str(error), mend=remedy)]
+    found = []
+    if bundle.manifest.random_weights:
+        found.append(
+            Finding(
+                severity="warning",
+                name="random weights",
+                trouble=f"{root} was built with random weights: its labels mean nothing",
+                mend="python export/build_engines.py --weights DIR",
+            )
+        )
+    return found + engines(bundle, facts)
+
+
+def engines(bundle: Bundle, facts: Facts) -> list[Finding]:
+    """Engines that cannot be loaded here; those for other GPUs are no trouble while one fits."""
+    gpu = Gpu(facts.gpu, facts.compute_capability, facts.integrated) if facts.gpu else None
+    found, fits, last = [], set(), {}
+    for engine in bundle.manifest.engines:
+        try:
+            library = load_library(engine.key.backend)
+        except EngineError:
+            continue  # said where the library is missing
+        wrong = objection(engine, library, engine.key.graph, gpu)
+        if not wrong and not intact(bundle, engine):
+            wrong = "was altered or cut"
+        if wrong:
+            last[engine.key.stage] = (engine, wrong, mend(bundle, library, engine.key.precision))
+        else:
+            fits.add(engine.key.stage)
+    for stage, (engine, wrong, remedy) in last.items():
+        if stage not in fits:
+            trouble = f"{engine.path} {wrong}"
+            found.append(Finding(severity="broken", name=f"engine of {stage}", trouble=trouble, mend=remedy))
+    return found
+
+
+def report(diagnosis: Diagnosis) -> None:
+    console.print(facts_table(diagnosis.facts))
+    if diagnosis.findings:
+        console.print(findings_table(diagnosis))
+    broken = sum(finding.severity == "broken" for finding in diagnosis.findings)
+    console.print(f"{broken} broken, {len(diagnosis.findings) - broken} warnings")
+
+
+def facts_table(facts: Facts) -> Table:
+    table = Table("this machine", "", box=SIMPLE)
+    unknown = "none found"
+    board = f"{facts.gpu} (compute capability {facts.compute_capability})" if facts.gpu else unknown
+    table.add_row("Python, system", f"{facts.python}, {facts.system} {facts.machine}")
+    table.add_row("processor", f"kernels use {facts.simd}" if facts.simd else "no compiled kernels")
+    table.add_row("GPU", board)
+    table.add_row("driver, CUDA", ", ".join(filter(None, (facts.driver, facts.cuda))) or unknown)
+    if facts.l4t:
+        table.add_row("JetPack", f"{facts.jetpack or unknown} (L4T {facts.l4t})")
+    table.add_row("power", facts.power or unknown)
+    for name, number in facts.packages.items():
+        extra = f" ({', '.join(facts.providers)})" if name.startswith("onnxruntime") else ""
+        table.add_row(name, number + extra)
+    sizes = {"memory": facts.free_memory, "GPU memory": facts.free_gpu_memory, "disk": facts.free_disk}
+    free = [f"{name} {size / 2**30:.1f} GiB" for name, size in sizes.items() if size is not None]
+    table.add_row("free", ", ".join(free) or unknown)
+    return table
+
+
+def findings_table(diagnosis: Diagnosis) -> Table:
+    table = Table("", "what", "what goes wrong", "what mends it", box=SIMPLE)
+    for finding in sorted(diagnosis.findings, key=lambda one: one.severity):
+        style = "red" if finding.severity == "broken" else "yellow"
+        trouble = f"{finding.trouble} ({finding.reference})" if finding.reference else finding.trouble
+        table.add_row(finding.severity, finding.name, trouble, finding.mend, style=style)
+    return table
