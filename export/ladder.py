@@ -127,7 +127,7 @@ def too_large(model: ir.Model, largest: Mapping[str, float], keep: frozenset[str
     """Values that the typed graph would hold in fp16 beyond its range less the headroom, in order of the data."""
     found: dict[str, float] = {}
     for node in model.graph:
-        if is_island(node, keep):
+        if is_island(node, "fp16", keep):
             continue
         for value in (*node.inputs, *node.outputs):
             reach = largest.get(str(value.name), 0.0) if value is not None else 0.0
@@ -150,7 +150,7 @@ def region(model: ir.Model, largest: Mapping[str, float]) -> frozenset[str]:
 def mostly_half(model: ir.Model, keep: frozenset[str]) -> bool:
     """By count of products: the shares of the FLOPs are checked on the written graph."""
     products = [node for node in model.graph if node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose")]
-    kept = sum(is_island(node, keep) for node in products)
+    kept = sum(is_island(node, "fp16", keep) for node in products)
     return kept <= (1 - LEAST_SHARE) * len(products)
 
 
@@ -185,7 +185,7 @@ def write(
     evidence: Evidence, asked: Half, to: Half, keep: frozenset[str], reason: str, path: Path
 ) -> tuple[Graph, StagePrecision]:
     model = onnx_graphs.load(evidence.graph)
-    islands = Counter(node.op_type for node in model.graph if is_island(node, keep))
+    islands = Counter(node.op_type for node in model.graph if is_island(node, to, keep))
     regions = sorted({module_of(node) or node.op_type for node in model.graph if node.outputs[0].name in keep})
     retype(model, evidence.stage, to, keep)
     graph = onnx_graphs.save(model, path)

@@ -26,6 +26,7 @@ FP32_ISLANDS: Final = {
     "Sqrt": "root mean square",
     "Reciprocal": "one over a root mean square",
 }
+BF16_ISLANDS: Final = {"ConvTranspose": "TensorRT has no transposed convolution in bf16 (seen in TensorRT-RTX 1.7)"}
 FP32_MODULES: Final = {
     "key_features_encoder": "AnyUp's feature unification: nearly constant maps, whose group norm enlarges rounding",
 }
@@ -35,10 +36,11 @@ BF16_OPSET = 22  # the first in which convolutions and norms may be bf16; nothin
 HALF_MAX = float(np.finfo(np.float16).max)
 
 
-def is_island(node: ir.Node, keep: frozenset[str]) -> bool:
+def is_island(node: ir.Node, to: Half, keep: frozenset[str]) -> bool:
     """Whether a node computes in fp32: by its kind, its module, or because `keep` holds its first output's name."""
     inside = FP32_MODULES.keys() & module_of(node).split(".")
-    return node.op_type in FP32_ISLANDS or bool(inside) or node.outputs[0].name in keep
+    kind = node.op_type in FP32_ISLANDS or (to == "bf16" and node.op_type in BF16_ISLANDS)
+    return kind or bool(inside) or node.outputs[0].name in keep
 
 
 def retype(model: ir.Model, stage: str, to: Half, keep: frozenset[str] = frozenset()) -> None:
@@ -66,7 +68,7 @@ class _Converter:
         nodes = list(self.graph)
         outputs = list(self.graph.outputs)
         for node in nodes:
-            if is_island(node, self.keep):
+            if is_island(node, self.to, self.keep):
                 self._island(node)
             else:
                 self._retype(node)

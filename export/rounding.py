@@ -22,10 +22,10 @@ def round_values(model: ir.Model, to: Half, keep: frozenset[str] = frozenset()) 
     """Inserts the casts in place. The same values are rounded as `precision.retype` gives the type `to`."""
     graph = model.graph
     nodes, outputs = list(graph), list(graph.outputs)
-    half = {output for node in nodes if not is_island(node, keep) for output in node.outputs}
+    half = {output for node in nodes if not is_island(node, to, keep) for output in node.outputs}
     rounded: dict[ir.Value, ir.Value] = {}
     for node in nodes:
-        if is_island(node, keep):
+        if is_island(node, to, keep):
             continue
         for i, value in enumerate(node.inputs):
             if value is None or value.dtype != ir.DataType.FLOAT or value in half or value in rounded.values():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -121,8 +120,14 @@ def build(job: Job, library: Library) -> EngineFacts:
         attention=found.attention,
         fused_attention=inspect(library, plan),
         seconds=time.perf_counter() - start,
-        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory=peak_memory(),
     )
+
+
+def peak_memory() -> int:
+    """Bytes. `getrusage` would count the parent's, which the child has until it starts its own program."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def name_of(key: EngineKey) -> str:

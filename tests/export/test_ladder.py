@@ -93,7 +93,8 @@ def test_a_stage_that_overflows_everywhere_becomes_bf16(small_bundle: Path, tmp_
     settled = ladder.settle(evidence_of(copied, "decoder", scale_inputs=1e6), "fp16", tmp_path)
     assert settled.precision.got == "bf16"
     assert "reaches" in settled.precision.reason
-    assert settled.precision.flops == {"bf16": 1.0}
+    assert settled.precision.flops["bf16"] > 0.8
+    assert settled.precision.islands["ConvTranspose"] == 2  # which TensorRT does not compute in bf16
     onnx.checker.check_model(tmp_path / "decoder.bf16.onnx", full_check=True)
     assert not list(tmp_path.glob(".*"))
 

@@ -21,6 +21,8 @@ import pytest
 from processes import heed_ctrl_c
 from small_models import random_photo
 
+from export import onnx_graphs
+from export.precision import retype
 from runtime import engine_cache
 from runtime.bundle import Bundle
 from runtime.engine_cache import build_engines, find_engine, prune
@@ -144,6 +146,17 @@ def test_unfused_attention(small_bundle: Path, library: Library, tmp_path: Path)
     apart = build_engine(Job(key=key, graph=graph, plan=tmp_path / "apart"))
     assert apart.layers == plain.layers + 2 * plain.attention  # a cast before and one after each softmax
     assert apart.flops == plain.flops
+
+
+@pytest.mark.parametrize("stage", ["anyup", "sam_encoder", "decoder"])
+def test_bf16_graphs_build(stage: str, job: Callable[..., Job], small_bundle: Path, tmp_path: Path) -> None:
+    model = onnx_graphs.load(small_bundle / "onnx" / f"{stage}.fp32.onnx")
+    retype(model, stage, "bf16")
+    onnx_graphs.save(model, tmp_path / f"{stage}.bf16.onnx")
+    made = job(stage, graph=tmp_path / f"{stage}.bf16.onnx")
+    facts = build_engine(made.model_copy(update={"key": made.key.model_copy(update={"precision": "bf16"})}))
+    assert facts.flops["bf16"] > 0.8
+    assert made.plan.stat().st_size > 10_000
 
 
 # --- an engine that must not be loaded
