@@ -46,6 +46,14 @@ class Stream:
         self.queue.clear()
 
 
+class Event:
+    def __init__(self) -> None:
+        self.done = True
+
+    def __sub__(self, other: Event) -> float:
+        return 1.0
+
+
 class Device:
     compute_capability = (8, 6)
     name = "NVIDIA Fake"
@@ -61,6 +69,9 @@ class Device:
     def create_stream(self) -> Stream:
         return Stream()
 
+    def create_event(self, options: Any) -> Event:
+        return Event()
+
     def allocate(self, size: int, *, stream: Stream) -> Buffer:
         return Buffer(size)
 
@@ -70,4 +81,8 @@ class LegacyPinnedMemoryResource:
         return Buffer(size)
 
 
-core = SimpleNamespace(Device=Device, LegacyPinnedMemoryResource=LegacyPinnedMemoryResource)
+core = SimpleNamespace(
+    Device=Device,
+    LegacyPinnedMemoryResource=LegacyPinnedMemoryResource,
+    EventOptions=lambda timing_enabled: None,
+)

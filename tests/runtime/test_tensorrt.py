@@ -20,7 +20,7 @@ from runtime import Segmenter, engine_cache, gpu
 from runtime.bundle import Bundle
 from runtime.engine_cache import build_engines, engine_key
 from runtime.engines import tensorrt_build, tensorrt_library
-from runtime.engines.tensorrt import Device, TensorRtEngine
+from runtime.engines.tensorrt import TensorRtEngine
 from runtime.engines.tensorrt_build import Job, build
 from runtime.engines.tensorrt_library import Library, load_library
 from runtime.engines.tensorrt_network import fused_attention
@@ -224,14 +224,18 @@ def test_an_engine_that_does_not_open(on_device: tuple[Bundle, Library]) -> None
         TensorRtEngine(library, bundle.root, entry)
 
 
-def test_buffers_are_reused_and_bounded(device: None) -> None:
-    one = Device()
+def test_buffers_are_reused_and_freed(on_device: tuple[Bundle, Library]) -> None:
+    bundle, library = on_device
+    entry = next(entry for entry in bundle.manifest.engines if entry.key.stage == "correlation")
+    engine = TensorRtEngine(library, bundle.root, entry)
+    inputs = bundle.stage("correlation").inputs
+    rng = np.random.default_rng(0)
     before = len(fake_cuda.Buffer.live)
-    address = one.upload("x", np.ones(7, np.float32))
-    assert one.upload("x", np.zeros(7, np.float32)) == address
-    for size in range(1, 100):
-        one.upload("x", np.ones(size, np.float32))
-    assert len(fake_cuda.Buffer.live) == before + 2 * Device.MOST_BUFFERS
+    for count in (3, 3, 7, 7, 1):
+        shapes = {value.name: [count if n == "classes" else n for n in value.shape] for value in inputs}
+        tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        assert engine(tensors)["correlation"].shape[0] == count
+        assert len(fake_cuda.Buffer.live) == before + 2 * 3  # two inputs and an output, on host and device
 
 
 def test_gpu_facts(device: None) -> None:

@@ -1,0 +1,1 @@
+"""The pipeline on an NVIDIA GPU: device buffers, streams and graphs through cuda-core."""
