@@ -123,7 +123,7 @@ def test_bad_source(name: str, content: bytes | None, code: int, words: str, seg
     ("options", "code", "words"),
     [
         (("--bundle", "nowhere"), 1, "nowhere is not a bundle: it has no manifest.json; build one with"),
-        (("--backend", "tflite"), 2, "backend is 'tflite'; expected auto or one of onnxruntime, openvino"),
+        (("--backend", "tflite"), 2, "backend is 'tflite'; expected auto or one of onnxruntime, onnxruntime-cuda"),
         (("--precision", "int8"), 2, "precision is 'int8'; expected one of fp32, fp16, bf16"),
         (("--precision", "bf16", "--backend", "onnxruntime"), 2, "use backend openvino for bf16"),
         (("--threads", "0"), 2, "--threads is 0; expected at least 1"),
