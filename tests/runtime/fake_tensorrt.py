@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from fake_cuda import Stream
+from fake_cuda import Stream, alive
 
 DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
@@ -133,6 +133,7 @@ class Engine:
         self.outs = {value.name: value for value in self.session.get_outputs()}
         self.names = [*self.ins, *self.outs]
         self.num_io_tensors = len(self.names)
+        self.device_memory_size_v2 = 1_000_000
 
     def get_tensor_name(self, i: int) -> str:
         return self.names[i]
@@ -174,20 +175,22 @@ class Context:
         }
         return tuple(self.engine.session.run([name], zeros)[0].shape)
 
-    def array(self, name: str, shape: tuple[int, ...]) -> Any:
+    def array(self, name: str, shape: tuple[int, ...], addresses: dict[str, int]) -> Any:
         dtype = np.dtype(self.engine.get_tensor_dtype(name))
         size = int(np.prod(shape)) * dtype.itemsize
-        memory = (ctypes.c_uint8 * size).from_address(self.addresses[name])
+        assert alive(addresses[name]), f"{name} is freed memory"
+        memory = (ctypes.c_uint8 * size).from_address(addresses[name])
         return np.frombuffer(memory, dtype).reshape(shape)
 
     def execute_async_v3(self, stream: int) -> bool:
         assert self.profile >= 0
-        shapes = dict(self.shapes)
+        shapes, addresses = dict(self.shapes), dict(self.addresses)
 
         def work() -> None:
-            found = self.engine.session.run(None, {name: self.array(name, shapes[name]) for name in self.engine.ins})
+            inputs = {name: self.array(name, shapes[name], addresses) for name in self.engine.ins}
+            found = self.engine.session.run(None, inputs)
             for name, value in zip(self.engine.outs, found, strict=True):
-                self.array(name, value.shape)[...] = value
+                self.array(name, value.shape, addresses)[...] = value
 
-        Stream.by_handle[stream].queue.append(work)
+        Stream.by_handle[stream].enqueue(work)
         return True
