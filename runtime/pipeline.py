@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,24 @@ class PipelineResult:
     labels: Array
     scores: FloatArray | None
     timings: dict[str, float]
+
+
+class HasPrecision(Protocol):
+    @property
+    def precision(self) -> str: ...
+
+
+class FramePipeline(Protocol):
+    """What the Segmenter asks of a device."""
+
+    @property
+    def engines(self) -> Mapping[str, HasPrecision]: ...
+
+    def __call__(
+        self, photo: Array, text: FloatArray, *, color: str = "rgb", scores: bool = True
+    ) -> PipelineResult: ...
+
+    def close(self) -> None: ...
 
 
 class Pipeline:
@@ -85,6 +103,9 @@ class Pipeline:
             if winning is not None and self.spec.refinement:
                 winning = sigmoid(winning)
         return PipelineResult(labels, winning, timer.finish())
+
+    def close(self) -> None:
+        self.engines = {}
 
     def _refine(
         self,

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import TOKENIZER, Bundle
-from runtime.engines import CPU_BACKENDS, Backend, best_backend, choose_backend, open_stage
+from runtime.engines import CPU_BACKENDS, Backend, best_backend, choose_backend, open_pipeline, open_stage
 from runtime.errors import EngineError, InputError
 from runtime.images import as_pixels
 from runtime.live import newest
-from runtime.pipeline import Pipeline
+from runtime.pipeline import FramePipeline
 from runtime.segmentation import Segmentation
 from runtime.text import TextEmbedder, Tokenizer, default_cache_dir
 from runtime.video import open_source
@@ -40,7 +40,7 @@ class Segmenter:
         >>> result.labels, result.overlay(image)
     """
 
-    def __init__(self, bundle: Bundle, pipeline: Pipeline, embedder: TextEmbedder, color: str) -> None:
+    def __init__(self, bundle: Bundle, pipeline: FramePipeline, embedder: TextEmbedder, color: str) -> None:
         self.bundle = bundle
         self._pipeline = pipeline
         self._embedder = embedder
@@ -63,6 +63,7 @@ class Segmenter:
         precision: str | None = None,
         color: str = "rgb",
         threads: int | None = None,
+        max_memory: int | None = None,
         cache_dir: Path | None = DEFAULT_CACHE,
     ) -> Segmenter:
         """Opens a bundle, verifies its checksums and loads its engines.
@@ -75,6 +76,7 @@ class Segmenter:
             precision: "fp32", "fp16" or "bf16"; None: the backend's default.
             color: Channel order of the images to come, "rgb" or "bgr".
             threads: CPU threads for each engine; None: the library's choice.
+            max_memory: Bytes of the GPU that frames may use beside the weights; None: nearly all that is free.
             cache_dir: Where text embeddings are kept between runs; None: nowhere.
 
         Raises:
@@ -97,16 +99,13 @@ class Segmenter:
         library, chosen = best_backend(opened, precision) if auto else choose_backend(backend, precision)
         if device == "cpu" and library not in CPU_BACKENDS:
             raise InputError(f"backend {library} does not run on device cpu; expected {' or '.join(CPU_BACKENDS)}")
-        engines = {
-            stage.name: open_stage(opened, stage.name, library, chosen, threads)
-            for stage in manifest.stages
-            if stage.name != TEXT_STAGE
-        }
+        stages = [stage.name for stage in manifest.stages if stage.name != TEXT_STAGE]
+        pipeline = open_pipeline(opened, stages, library, chosen, threads, max_memory)
         embedder = text_embedder(opened, library, threads, cache_dir)
         for vocabulary in sorted(name for name in manifest.files if name.startswith("text/")):
             opened.verify(vocabulary)
             embedder.preload(opened.root / vocabulary)
-        segmenter = cls(opened, Pipeline(manifest.pipeline, engines), embedder, color)
+        segmenter = cls(opened, pipeline, embedder, color)
         if names is not None:
             segmenter.set_classes(names)
         return segmenter
@@ -204,7 +203,7 @@ class Segmenter:
             worker.shutdown(wait=not threading.current_thread().name.startswith(WORKER))
         with self._lock:
             self._closed = True
-            self._pipeline.engines = {}
+            self._pipeline.close()
 
     def __enter__(self) -> Segmenter:
         return self

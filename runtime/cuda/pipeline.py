@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections import OrderedDict
@@ -13,12 +14,13 @@ import numpy as np
 from kernels import cuda_api
 from runtime.bundle import Bundle
 from runtime.cuda.device import Device, DeviceTensor, PinnedArray
-from runtime.cuda.plan import FramePlan, Size, check_memory, plan_frame
+from runtime.cuda.plan import FramePlan, Size, check_memory, needs_host, plan_frame
 from runtime.engines.base import Array
-from runtime.engines.tensorrt import Bound, OpenEngine
+from runtime.engines.tensorrt import Bound, OpenEngine, TensorRtEngine
+from runtime.errors import EngineError
 from runtime.gpu import free_memory
 from runtime.manifest import PipelineSpec
-from runtime.pipeline import FloatArray, PipelineResult, sigmoid
+from runtime.pipeline import FloatArray, Pipeline, PipelineResult, sigmoid
 from runtime.rope import rope_tables
 
 MOST_FRAMES = 4  # graphs kept: sizes of photos times lengths of class lists
@@ -30,20 +32,28 @@ class CudaPipeline:
 
     Args:
         engines: Of every stage but the text encoder.
-        max_memory: Bytes of the GPU that a frame may use; None: nearly all that is free.
+        max_memory: Bytes of the GPU that all frames may use beside the weights; None: nearly all that is free.
 
     Raises:
-        EngineError: a frame does not fit into the memory, or an engine fails.
+        EngineError: a frame does not fit into the memory, an engine fails, or the process was forked.
     """
 
     def __init__(self, bundle: Bundle, engines: Mapping[str, OpenEngine], max_memory: int | None = None) -> None:
         self.engines = dict(engines)
-        self._bundle, self._max_memory = bundle, max_memory
+        self._bundle, self._max_memory, self._process = bundle, max_memory, os.getpid()
+        self._through_host: Pipeline | None = None
         self._device = Device()
         self._frames: OrderedDict[tuple[Size, str, bool], Frame] = OrderedDict()
+        self._used: dict[tuple[Size, str, bool], int] = {}
 
     def __call__(self, photo: Array, text: FloatArray, *, color: str = "rgb", scores: bool = True) -> PipelineResult:
         start = time.perf_counter()
+        if os.getpid() != self._process:
+            raise EngineError(
+                "this Segmenter was loaded before a fork, which CUDA does not survive; load it in the child"
+            )
+        if needs_host(self._bundle.manifest.pipeline, len(text)):
+            return self._host()(photo, text, color=color, scores=scores)
         self._device.enter()
         frame = self._frame(Size(photo.shape[0], photo.shape[1], len(text)), color, scores)
         labels, winning, milliseconds = frame.run(photo, text)
@@ -52,14 +62,22 @@ class CudaPipeline:
         total = (time.perf_counter() - start) * 1e3
         return PipelineResult(labels, winning, {"device": milliseconds, "total": total})
 
+    def _host(self) -> Pipeline:
+        """The same engines, with host arrays between them."""
+        if self._through_host is None:
+            engines = {name: TensorRtEngine(opened) for name, opened in self.engines.items()}
+            self._through_host = Pipeline(self._bundle.manifest.pipeline, engines)
+        return self._through_host
+
     def _frame(self, size: Size, color: str, scores: bool) -> Frame:
         key = (size, color, scores)
         if key not in self._frames:
             plan = plan_frame(self._bundle, size, scores)
             while len(self._frames) >= MOST_FRAMES or (self._frames and not self._fits(plan)):
-                self._frames.popitem(last=False)[1].close()
+                self._drop_oldest()
             check_memory(plan, self._activations(plan), self._limit())
             self._frames[key] = Frame(self._device, self._bundle.manifest.pipeline, self.engines, plan, color, scores)
+            self._used[key] = plan.nbytes() + self._activations(plan)
         self._frames.move_to_end(key)
         return self._frames[key]
 
@@ -71,13 +89,23 @@ class CudaPipeline:
         return plan.nbytes() + self._activations(plan) <= self._limit()
 
     def _limit(self) -> int:
-        return self._max_memory or int(RESERVE * free_memory())
+        """Bytes for a further frame."""
+        free = int(RESERVE * free_memory())
+        return free if self._max_memory is None else min(free, self._max_memory - sum(self._used.values()))
+
+    def _drop_oldest(self) -> None:
+        key, frame = self._frames.popitem(last=False)
+        del self._used[key]
+        frame.close()
 
     def close(self) -> None:
         """Frees graphs, contexts and buffers."""
         self._device.enter()
         while self._frames:
-            self._frames.popitem()[1].close()
+            self._drop_oldest()
+        for engine in self._through_host.engines.values() if self._through_host else ():
+            engine.close()  # type: ignore[attr-defined]
+        self._through_host = None
         self.engines.clear()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.errors import EngineError
-from runtime.manifest import StageEntry
+from runtime.manifest import PipelineSpec, StageEntry
 from runtime.pipeline import CLASS_CHUNK
 from runtime.profiles import PATCH
 
@@ -71,17 +71,17 @@ class FramePlan:
         return sum(buffer.nbytes for buffer in self.buffers if not buffer.on_host)
 
 
-def plan_frame(bundle: Bundle, size: Size, scores: bool) -> FramePlan:
-    """The buffers and calls of one frame.
+def needs_host(spec: PipelineSpec, classes: int) -> bool:
+    """Whether something between two stages is computed in NumPy only: which classes are refined, where there are more
+    than the head takes; AnyUp on each view; the mean over both text halves."""
+    chosen = spec.refinement and 0 < spec.pad_len < classes
+    mean = not spec.refinement and spec.training_free_text == "mean"
+    return chosen or mean or spec.early_refinement == "before_merge"
 
-    Raises:
-        EngineError: this model's order of stages needs the host in between.
-    """
+
+def plan_frame(bundle: Bundle, size: Size, scores: bool) -> FramePlan:
+    """The buffers and calls of one frame, of a model that does not need the host in between."""
     spec = bundle.manifest.pipeline
-    if spec.refinement and 0 < spec.pad_len < size.classes:
-        raise EngineError(f"{size.classes} classes, of which {spec.pad_len} are refined: these are chosen on the host")
-    if spec.early_refinement == "before_merge" or (not spec.refinement and spec.training_free_text == "mean"):
-        raise EngineError("AnyUp before the merge, and the mean over text halves, run through the host")
     geometry = spec.geometry
     side, crop, crops = geometry.image_size, geometry.crop_size, geometry.crops
     grid, channels = geometry.grid, int(bundle.stage("correlation").inputs[1].shape[-1])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from runtime.bundle import Bundle
 from runtime.engines.base import Engine
 from runtime.errors import EngineError, InputError
 from runtime.manifest import Precision
+
+if TYPE_CHECKING:
+    from runtime.engines.tensorrt import OpenEngine
+    from runtime.pipeline import FramePipeline
 
 Backend = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
 MODULES: Final = {"onnxruntime-cuda": "onnxruntime", "tensorrt-rtx": "tensorrt_rtx"}
@@ -95,7 +100,9 @@ def open_stage(bundle: Bundle, stage: str, backend: Backend, precision: Precisio
         EngineError: the library cannot load the graph, or no engine was built for this GPU.
     """
     if backend in BUILT:
-        return open_built(bundle, stage, _built(backend), precision)
+        from runtime.engines.tensorrt import TensorRtEngine
+
+        return TensorRtEngine(open_built(bundle, stage, _built(backend), precision))
     if precision == "bf16":
         return open_engine(backend, bundle.onnx(stage, "fp32"), precision, threads)
     graph, typed = bundle.onnx(stage, precision), bundle.stage(stage).typed(precision)
@@ -106,9 +113,14 @@ def open_stage(bundle: Bundle, stage: str, backend: Backend, precision: Precisio
 
 def open_built(
     bundle: Bundle, stage: str, backend: Literal["tensorrt", "tensorrt-rtx"], precision: Precision
-) -> Engine:
+) -> OpenEngine:
+    """The weights of a stage on the GPU.
+
+    Raises:
+        EngineError: no library, no GPU, or no engine that was built for it.
+    """
     from runtime.engine_cache import find_engine
-    from runtime.engines.tensorrt import TensorRtEngine
+    from runtime.engines.tensorrt import OpenEngine
     from runtime.engines.tensorrt_library import load_library
     from runtime.gpu import cuda_core, find_gpu
 
@@ -117,7 +129,29 @@ def open_built(
     if gpu is None:
         cuda_core()  # says so where it is what is missing
         raise EngineError(f"backend {backend} needs an NVIDIA GPU, none was found; python -m runtime doctor says why")
-    return TensorRtEngine(library, bundle.root, find_engine(bundle, stage, library, precision, gpu))
+    return OpenEngine(library, bundle.root, find_engine(bundle, stage, library, precision, gpu))
+
+
+def open_pipeline(
+    bundle: Bundle,
+    stages: Sequence[str],
+    backend: Backend,
+    precision: Precision,
+    threads: int | None,
+    max_memory: int | None,
+) -> FramePipeline:
+    """The order of the stages on the device of the backend: on a GPU with our kernels and built engines, one graph a
+    frame; elsewhere host arrays between engines."""
+    from kernels import cuda_api
+    from runtime.pipeline import Pipeline
+
+    if backend in BUILT and cuda_api.available():
+        from runtime.cuda.pipeline import CudaPipeline
+
+        opened = {stage: open_built(bundle, stage, _built(backend), precision) for stage in stages}
+        return CudaPipeline(bundle, opened, max_memory)
+    engines = {stage: open_stage(bundle, stage, backend, precision, threads) for stage in stages}
+    return Pipeline(bundle.manifest.pipeline, engines)
 
 
 def open_engine(backend: Backend, graph: Path, precision: Precision, threads: int | None) -> Engine:

@@ -95,10 +95,10 @@ def profile_of(stage: str, profiles: tuple[Profile, ...], shapes: Shapes) -> int
 class TensorRtEngine:
     """Engine protocol: host arrays in and out, for one stage alone. Frames run through `runtime.cuda.pipeline`."""
 
-    def __init__(self, library: Library, root: Path, entry: EngineEntry) -> None:
+    def __init__(self, opened: OpenEngine) -> None:
         self._device = Device()
         self._stream = self._device.stream()
-        self._opened = OpenEngine(library, root, entry)
+        self._opened = opened
         self._site: tuple[Shapes, Bound, dict[str, tuple[PinnedArray, DeviceTensor]]] | None = None
         self.precision = self._opened.precision
 
@@ -127,6 +127,10 @@ class TensorRtEngine:
             bound.address({name: device.address for name, (_, device) in buffers.items()})
             self._site = shapes, bound, buffers
         return self._site[1], self._site[2]
+
+    def close(self) -> None:
+        self._stream.sync()
+        self._release()
 
     def _release(self) -> None:
         for pair in (self._site[2] if self._site else {}).values():

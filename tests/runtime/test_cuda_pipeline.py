@@ -26,7 +26,7 @@ from runtime.engines.tensorrt import OpenEngine
 from runtime.engines.tensorrt_library import Library
 from runtime.errors import EngineError
 from runtime.pipeline import Pipeline
-from runtime.segmenter import TEXT_STAGE
+from runtime.segmenter import TEXT_STAGE, Segmenter
 
 Made = tuple[CudaPipeline, Pipeline]
 
@@ -36,10 +36,6 @@ def kernels_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our kernels, and streams of which all but a frame's first run as early as they can."""
     monkeypatch.setattr(cuda_api, "_kernels_cuda", fake_kernels)
     monkeypatch.setattr(cuda_pipeline, "free_memory", lambda: 8 << 30)
-
-    def stream(self: Any) -> Stream:
-        self.streams = getattr(self, "streams", -1) + 1  # the device's own, then three a frame
-        return Stream() if self.streams % 3 <= 1 and self.streams != 2 else fake_cuda.side_stream()
 
     def streams_of_a_frame(self: Any) -> Stream:
         number = self.__dict__.setdefault("made", 0)
@@ -176,35 +172,28 @@ def test_every_event_is_needed(
     kernels_on_device: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A mutant that does not wait for one of them gives other labels, on a device that is late or on one that is early."""
+    """A mutant that does not wait for one of them gives other scores, on a device that is late or that is early."""
     bundle, library = on_device
     photo, text = random_photo(), text_of(4)
     right = CudaPipeline(bundle, engines(bundle, library))
     expected = right(photo, text).scores
     right.close()
     monkeypatch.setattr(Capture, "refuse", True)
-    real = Stream.wait
+    load, wait_for = cuda_pipeline.Frame._load_tables, Stream.wait
+    forgotten: list[Any] = []
+
+    def note(self: Any, device: Any) -> None:  # noqa: F811
+        load(self, device)
+        forgotten.append(getattr(self, wait))
+
+    monkeypatch.setattr(cuda_pipeline.Frame, "_load_tables", note)
+    monkeypatch.setattr(Stream, "wait", lambda self, event: None if event in forgotten else wait_for(self, event))
     differs = []
     for early in (False, True):
         monkeypatch.setattr(Stream, "early", early)
         mutant = CudaPipeline(bundle, engines(bundle, library))
-        forgotten: list[Any] = []
-        init = cuda_pipeline.Frame._load_tables
-
-        def load(self: Any, device: Any) -> None:  # noqa: F811
-            init(self, device)
-            forgotten.append(getattr(self, wait))  # noqa: B023
-
-        def skip(self: Stream, event: Any) -> None:
-            if event not in forgotten:  # noqa: B023
-                real(self, event)
-
-        with monkeypatch.context() as patch, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            patch.setattr(cuda_pipeline.Frame, "_load_tables", load)
-            patch.setattr(Stream, "wait", skip)
+        with pytest.warns(UserWarning, match="launched stage by stage"):
             found = mutant(photo, text).scores
-        assert found is not None
         differs.append(not np.array_equal(found, expected))
         mutant.close()
     assert any(differs)
@@ -248,14 +237,46 @@ def test_frames_make_room_for_each_other(made: Made) -> None:
         made[0](random_photo(), text_of(40))
 
 
-def test_what_needs_the_host_is_refused(small_bundle: Path) -> None:
-    bundle = Bundle.open(small_bundle)
-    spec = bundle.manifest.pipeline
-    for change in (
+@pytest.mark.parametrize(
+    "change",
+    [
         {"pad_len": 3},
-        {"early_refinement": "before_merge"},
         {"refinement": False, "training_free_text": "mean"},
-    ):
-        manifest = bundle.manifest.model_copy(update={"pipeline": spec.model_copy(update=change)})
-        with pytest.raises(EngineError, match="host"):
-            plan_frame(Bundle(bundle.root, manifest), Size(48, 64, len(CLASSES)), scores=False)
+        {"refinement": False, "training_free_text": "local"},
+    ],
+)
+def test_other_orders_of_the_stages(made: Made, change: dict[str, Any]) -> None:
+    """More classes than the head takes, and the mean over text halves, pass through the host."""
+    bundle = made[0]._bundle
+    spec = bundle.manifest.pipeline.model_copy(update=change)
+    made[0]._bundle = Bundle(bundle.root, bundle.manifest.model_copy(update={"pipeline": spec}))
+    made[1].spec = spec
+    same(made, random_photo(), text_of(5))
+    assert len(made[0]._frames) == (1 if change.get("training_free_text") == "local" else 0)
+    made[0]._bundle = bundle
+
+
+def test_a_fork_is_refused(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_pipeline.os, "getpid", lambda: -1)
+    with pytest.raises(EngineError, match="loaded before a fork, which CUDA does not survive"):
+        made[0](random_photo(), text_of(5))
+
+
+def test_the_segmenter_uses_it(
+    on_device: tuple[Bundle, Library],  # noqa: F811
+    kernels_on_device: None,
+) -> None:
+    root = on_device[0].root
+    before = len(Buffer.live)
+    with pytest.warns(UserWarning, match="random weights"):
+        expected = Segmenter.load(root, CLASSES, backend="onnxruntime", precision="fp16", cache_dir=None)
+        found = Segmenter.load(root, CLASSES, backend="tensorrt", precision="fp16", cache_dir=None)
+    photos = [random_photo(seed=seed) for seed in range(4)]
+    with expected, found:
+        assert "device" in found(photos[0]).timings
+        futures = [found.submit(photo) for photo in photos]
+        for photo, future in zip(photos, futures, strict=True):
+            assert np.array_equal(future.result().labels, expected(photo).labels)
+        assert "fp16" in found.precision["decoder"]
+    assert Graph.live == 0
+    assert len(Buffer.live) <= before + 4  # those of the text encoder, which is gone with its process
