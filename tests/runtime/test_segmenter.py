@@ -29,13 +29,14 @@ Load = Callable[..., Segmenter]
 def opened_graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages whose engines were opened, in order."""
     names: list[str] = []
-    real = runtime.segmenter.open_stage
+    real = runtime.engines.open_stage
 
     def counting(bundle: Any, stage: str, *rest: Any) -> Any:
         names.append(stage)
         return real(bundle, stage, *rest)
 
-    monkeypatch.setattr(runtime.segmenter, "open_stage", counting)
+    monkeypatch.setattr(runtime.segmenter, "open_stage", counting)  # the text encoder's
+    monkeypatch.setattr(runtime.engines, "open_stage", counting)  # those of a frame
     return names
 
 
