@@ -43,6 +43,8 @@ from export.training.shipping import FreshWeights, save_weights
 from export.training.vocabulary import Words, taught_texts, words
 from export.training.word_tokenizer import write_word_tokenizer
 from runtime.bundle import sha256
+from runtime.cli import one_line_errors
+from runtime.errors import InputError
 from runtime.text import Tokenizer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -72,7 +74,7 @@ def setting(work: Path) -> tuple[ModelConfig, Words]:
 
 
 def scenes(work: Path, split: str, count: int, size: int) -> SceneSet:
-    return scene_set(split, count, size, work / "scenes", lambda done: None)
+    return scene_set(split, count, size, work / "scenes")
 
 
 def build_alignment(config: ModelConfig) -> Alignment:
@@ -124,10 +126,29 @@ def go_on_from(model: Alignment, weights: CheckpointFolder) -> None:
 
 
 def load_phase(model: torch.nn.Module, work: Path, name: str) -> None:
-    """The weights of a finished phase, frozen."""
-    model.load_state_dict(torch.load(work / f"{name}.pt", weights_only=True)["model"])
+    """The weights of a finished phase, frozen.
+
+    Raises:
+        InputError: the phase has not been trained.
+    """
+    file = work / f"{name}.pt"
+    if not file.exists():
+        raise InputError(f"{file} does not exist; train it first: python export/train_tiny.py {name} --work {work}")
+    model.load_state_dict(torch.load(file, weights_only=True, map_location="cpu")["model"])
     model.requires_grad_(False)
     model.eval()
+
+
+def chosen_device(name: str) -> torch.device:
+    """
+    Raises:
+        InputError: neither cpu nor cuda, or there is no GPU that torch can use.
+    """
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"--device is {name!r}; expected cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no GPU here; leave it out to train on the CPU")
+    return torch.device(name)
 
 
 def minutes() -> Callable[[], float]:
@@ -136,6 +157,7 @@ def minutes() -> Callable[[], float]:
 
 
 @app.command()
+@one_line_errors()
 def align(
     work: Work,
     steps: int = 6000,
@@ -148,7 +170,7 @@ def align(
     """Aligns patch features and class token with text."""
     torch.manual_seed(SEED)
     config, vocabulary = setting(work)
-    place = torch.device(device)
+    place = chosen_device(device)
     size, taken = config.geometry.image_size, minutes()
     training, validation = scenes(work, "train", count, size), scenes(work, "val", 60, size)
     model = build_alignment(config)
@@ -175,17 +197,18 @@ def align(
 
 
 @app.command()
+@one_line_errors()
 def early(
     work: Work, steps: int = 400, batch: int = 4, count: int = 6000, rate: float = 1e-2, device: Device = "cpu"
 ) -> None:
     """Teaches AnyUp to sharpen the aligned features, on crops: its weights fit any size."""
     torch.manual_seed(SEED + 1)
     config, vocabulary = setting(work)
-    place = torch.device(device)
+    place = chosen_device(device)
     side, taken = config.geometry.crop_size, minutes()
-    training = scenes(work, "train", count, config.geometry.image_size)
     alignment, model = build_alignment(config), build_early(config, side)
     load_phase(alignment.to(place), work, "align")
+    training = scenes(work, "train", count, config.geometry.image_size)
     model.to(place)
     loss = EarlyLoss(alignment, vocabulary.to(place))
 
@@ -198,6 +221,7 @@ def early(
 
 
 @app.command()
+@one_line_errors()
 def head(
     work: Work,
     steps: int = 3000,
@@ -210,7 +234,7 @@ def head(
     """Trains guidance encoder and refinement head on features of the whole pipeline."""
     torch.manual_seed(SEED + 2)
     config, vocabulary = setting(work)
-    place = torch.device(device)
+    place = chosen_device(device)
     size, taken = config.geometry.image_size, minutes()
     alignment, anyup = build_alignment(config), build_early(config, size)
     load_phase(alignment.to(place), work, "align")
@@ -244,6 +268,7 @@ def head(
 
 
 @app.command()
+@one_line_errors()
 def save(work: Work, out: Annotated[Path, typer.Option(help="Folder for the weight files.")]) -> None:
     """Writes what has been trained so far as fp16 safetensors under the official names."""
     config, _ = setting(work)

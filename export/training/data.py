@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from benchmarks.scene_vocabulary import SURFACES
 from benchmarks.scenes import make_scene
+from runtime.cli import console
+from runtime.files import atomic_file
 
 OBJECTS = len(SURFACES)  # labels from here on are objects
 Pixels = npt.NDArray[np.uint8]
@@ -68,7 +70,7 @@ def class_shares(labels: Tensor, classes: int, cell: int) -> Tensor:
     return shares.scatter_add_(2, cells, torch.ones(()).expand(cells.shape)) / cell**2
 
 
-def scene_set(split: str, count: int, size: int, folder: Path, announce: Callable[[int], None]) -> SceneSet:
+def scene_set(split: str, count: int, size: int, folder: Path) -> SceneSet:
     """The first `count` scenes of a split, from `folder` if an earlier run rendered them."""
     paths = [folder / f"{split}-{count}-{size}-{kind}.npy" for kind in ("images", "labels")]
     if not all(path.exists() for path in paths):
@@ -77,11 +79,12 @@ def scene_set(split: str, count: int, size: int, folder: Path, announce: Callabl
         labels = np.empty((count, size, size), np.uint8)
         with ProcessPoolExecutor() as pool:
             rendered = pool.map(_render, [(seed, size, split) for seed in range(count)], chunksize=32)
-            for i, (image, label) in enumerate(rendered):
+            shown = track(rendered, f"{split} scenes", count, console=console, disable=not console.is_terminal)
+            for i, (image, label) in enumerate(shown):
                 images[i], labels[i] = image, label
-                announce(i + 1)
         for path, array in zip(paths, (images, labels), strict=True):
-            np.save(path, array)
+            with atomic_file(path) as unfinished:
+                np.save(unfinished, array)
     images, labels = (np.load(path, mmap_mode="r") for path in paths)
     return SceneSet(images, labels)
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.progress import track
 
 import kernels
 from export.training.alignment import Alignment
 from export.training.data import SceneSet
 from export.training.early import EarlyRefinement
+from runtime.cli import console
+from runtime.files import atomic_file
 from runtime.geometry import Geometry
 
 
@@ -23,7 +26,7 @@ def refined_features(
     if file.exists():
         return load(file)
     device, rows = next(early.parameters()).device, []
-    for photo in scenes.images:
+    for photo in track(scenes.images, "features", console=console, disable=not console.is_terminal):
         image, crops = kernels.preprocess(
             photo, size=geometry.image_size, crop=geometry.crop_size, stride=geometry.stride
         )
@@ -32,9 +35,8 @@ def refined_features(
         merged = kernels.lga_merge(local, whole[0], stride=geometry.token_stride)
         refined = early(torch.from_numpy(image).to(device), torch.from_numpy(merged)[None].to(device))
         rows.append(refined[0].half().cpu().numpy())
-    unfinished = file.with_suffix(".part.npy")
-    np.save(unfinished, np.stack(rows))
-    unfinished.replace(file)
+    with atomic_file(file) as unfinished:
+        np.save(unfinished, np.stack(rows))
     return load(file)
 
 

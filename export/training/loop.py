@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from export.training.muon import Muon
 from runtime.cli import console
+from runtime.files import atomic_file
 
 SAVE_EVERY_SECONDS = 120.0
 
@@ -108,9 +108,8 @@ def save(file: Path, model: nn.Module, steppers: list[torch.optim.Optimizer], st
         "model": model.state_dict(),
         "optimizers": [stepper.state_dict() for stepper in steppers],
     }
-    temporary = file.with_suffix(".tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, file)  # noqa: PTH105 (the atomic step)
+    with atomic_file(file) as unfinished:
+        torch.save(content, unfinished)
 
 
 def restore(file: Path, model: nn.Module, steppers: list[torch.optim.Optimizer]) -> int:

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from benchmarks.scene_vocabulary import APPEARANCES, SHAPES, UNSEEN, VOCABULARY
+from benchmarks.scenes import make_scene
 from export.checkpoints import CheckpointFolder
 from export.presets import PRESETS
 from export.stages import stage_table
-from export.train_tiny import build_alignment, build_early, build_head, go_on_from, random_window, setting
+from export.train_tiny import app, build_alignment, build_early, build_head, go_on_from, random_window, setting
 from export.training.alignment import Window, composition_loss, weighted_cross_entropy
 from export.training.curves import draw_curves, read_curve
-from export.training.data import SceneSet, class_shares, normalise
+from export.training.data import SceneSet, class_shares, normalise, scene_set
 from export.training.head import HeadLoss, class_maps
 from export.training.initial import start_patch_embedding
 from export.training.loop import Schedule, train
@@ -133,6 +135,37 @@ def test_crops_match_their_labels_and_show_objects() -> None:
     images, labels = scenes.crops(np.random.default_rng(1), 40, 16)
     assert torch.allclose(images, normalise(labels.numpy().astype(np.uint8)[..., None].repeat(3, axis=-1)))
     assert (labels == 9).flatten(1).any(dim=1).float().mean() > 0.15
+
+
+def test_scenes_are_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half_a_file(path: Path, array: np.ndarray) -> None:
+        path.write_bytes(array.tobytes()[: array.nbytes // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "save", half_a_file)
+        with pytest.raises(KeyboardInterrupt):
+            scene_set("train", 2, 96, tmp_path)
+    assert not list(tmp_path.iterdir())
+    kept = scene_set("train", 2, 96, tmp_path)
+    for seed in range(2):
+        assert (kept.images[seed] == make_scene(seed, 96).image).all()
+        assert (kept.labels[seed] == make_scene(seed, 96).labels).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["early"], "align.pt does not exist; train it first"),
+        (["head"], "align.pt does not exist; train it first"),
+        (["align", "--device", "tpu"], "--device is 'tpu'; expected cpu or cuda"),
+    ],
+)
+def test_a_wrong_order_is_told_in_one_line(tmp_path: Path, options: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, [*options, "--work", str(tmp_path)])
+    assert done.exit_code == 2
+    assert message in done.output
+    assert done.output.count("\n") == 1
 
 
 def trained(work: Path, steps: int, stop_at: int | None = None) -> dict[str, Tensor]:
