@@ -186,6 +186,7 @@ def refine(config: ModelConfig) -> Stage:
             _float("correlation", "classes", 2, grid, grid),
             guidance_specs(config)[0],
             _float("text", "classes", 2, config.backbone.embed_dim),
+            _float("present", "classes"),
         ),
         (class_features_spec(config),),
         lambda weights: Refinement(build_aggregator(config, weights)).eval(),

@@ -121,7 +121,9 @@ class Pipeline:
         with timer("sam_encoder"):
             guidance = self._run("sam_encoder", image=image)
         with timer("refinement"):
-            refined = self._run("refinement", correlation=cosines, guidance0=guidance["guidance0"], text=text)
+            present = np.ones(len(text), np.float32)
+            near = {"guidance0": guidance["guidance0"]}
+            refined = self._run("refinement", correlation=cosines, text=text, present=present, **near)
         with timer("decoder"):
             return self._decode(refined["class_features"], guidance)
 

@@ -50,8 +50,9 @@ def aggregate(aggregator: Aggregator, features: Tensor, text: Tensor, guidance: 
     chosen = slice(None) if kept is None else torch.from_numpy(kept)
     # The official truncation path averages unit prompts over P, the other one the prompts as given.
     prompts = text if kept is None else F.normalize(text[chosen], dim=-1)
+    present = torch.ones(len(prompts))
     with record_outputs(inner_modules(aggregator)) as inner:
-        decoded = aggregator.decode(aggregator.refine(cosines[chosen], guidance[0], prompts), *guidance[1:])
+        decoded = aggregator.decode(aggregator.refine(cosines[chosen], guidance[0], prompts, present), *guidance[1:])
     logits = torch.full((len(text), *decoded.shape[1:]), DROPPED_LOGIT)
     logits[chosen] = decoded
     found = {"logits": logits[None], "correlation_BPTHW": cosines.transpose(0, 1)[None]}

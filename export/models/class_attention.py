@@ -37,13 +37,13 @@ class ClassAttention(GuidedProjection):
         self.num_heads = num_heads
         self.attend = {"linear": linear_attention, "full": full_attention}[kind]
 
-    def forward(self, x: Tensor, guidance: Tensor, padding: PaddingClasses | None) -> Tensor:
-        """x (K, L, D), guidance (K, Dg) -> (K, L, D)."""
+    def forward(self, x: Tensor, guidance: Tensor, present: Tensor, padding: PaddingClasses | None) -> Tensor:
+        """x (K, L, D), guidance (K, Dg), present (K,) of 1 and 0 -> (K, L, D)."""
         heads = self.heads(x, guidance)
         if padding is None:
-            attended = self.attend(heads, None, None)
+            attended = self.attend(heads, present, None, None)
         else:
-            attended = self.attend(heads, self.heads(padding.token, padding.guidance), padding.count)
+            attended = self.attend(heads, present, self.heads(padding.token, padding.guidance), padding.count)
         return attended.permute(2, 0, 1, 3).flatten(2)
 
     def heads(self, x: Tensor, guidance: Tensor) -> Heads:
@@ -52,10 +52,10 @@ class ClassAttention(GuidedProjection):
         return Heads(qkv[0], qkv[1], qkv[2])
 
 
-def linear_attention(x: Heads, pad: Heads | None, pad_count: Tensor | None) -> Tensor:
+def linear_attention(x: Heads, present: Tensor, pad: Heads | None, pad_count: Tensor | None) -> Tensor:
     """Feature maps elu+1. Values are divided by the number of classes and multiplied back: fp16 has no room."""
-    q, k = F.elu(x.q) + 1, F.elu(x.k) + 1
-    classes = torch.scalar_tensor(x.q.shape[2])
+    q, k = F.elu(x.q) + 1, (F.elu(x.k) + 1) * present[:, None]
+    classes = present.sum()
     key_sum = k.sum(dim=2, keepdim=True)
     if pad is None or pad_count is None:
         key_values = k.transpose(-2, -1) @ (x.v / classes)
@@ -67,10 +67,10 @@ def linear_attention(x: Heads, pad: Heads | None, pad_count: Tensor | None) -> T
     return (q @ key_values) / ((q * key_sum).sum(dim=-1, keepdim=True) + 1e-6) * classes
 
 
-def full_attention(x: Heads, pad: Heads | None, pad_count: Tensor | None) -> Tensor:
+def full_attention(x: Heads, present: Tensor, pad: Heads | None, pad_count: Tensor | None) -> Tensor:
     """Softmax over classes; n equal padding keys are one key whose logit is higher by log(n)."""
     q = x.q * x.q.shape[-1] ** -0.5
-    scores = q @ x.k.transpose(-2, -1)
+    scores = q @ x.k.transpose(-2, -1) + present.log().clamp(min=-1e4)
     if pad is None or pad_count is None:
         attended: Tensor = scores.softmax(dim=-1) @ x.v
         return attended
@@ -103,22 +103,21 @@ class ClassLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.MLP = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
 
-    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """x (K, D, H, W), guidance (K, Dg) -> (K, D, H, W)."""
+    def forward(self, x: Tensor, guidance: Tensor, present: Tensor) -> Tensor:
+        """x (K, D, H, W), guidance (K, Dg), present (K,) -> (K, D, H, W)."""
         pools = self.pooling != (1, 1)
         pooled = F.avg_pool2d(x, self.pooling) if pools else x
         grid = pooled.shape[-2:]
         tokens: Tensor = pooled.flatten(2).transpose(1, 2)
-        tokens = tokens + self.attention(self.norm1(tokens), guidance, self.padding(guidance.shape[0]))
+        tokens = tokens + self.attention(self.norm1(tokens), guidance, present, self.padding(present))
         tokens = tokens + self.MLP(self.norm2(tokens))
         refined: Tensor = tokens.transpose(1, 2).reshape(*x.shape[:2], *grid)
         if pools:
             refined = F.interpolate(refined, size=x.shape[-2:], mode="bilinear", align_corners=True)
         return x + refined
 
-    def padding(self, classes: int) -> PaddingClasses | None:
+    def padding(self, present: Tensor) -> PaddingClasses | None:
         if not self.pad_len:
             return None
-        # The count is taken from the graph's own class axis, so that no caller can get it wrong.
-        count = torch.scalar_tensor(torch.sym_max(self.pad_len - classes, 0))  # type: ignore[no-untyped-call]
+        count = (self.pad_len - present.sum()).clamp(min=0)
         return PaddingClasses(self.norm1(self.padding_tokens), self.padding_guidance[0], count)

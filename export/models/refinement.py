@@ -41,8 +41,8 @@ class AggregatorLayer(nn.Module):
         self.swin_block = spatial
         self.attention = classes
 
-    def forward(self, x: Tensor, guidance: Tensor, text_guidance: Tensor) -> Tensor:
-        x = self.attention(self.swin_block(x, guidance), text_guidance)
+    def forward(self, x: Tensor, guidance: Tensor, text_guidance: Tensor, present: Tensor) -> Tensor:
+        x = self.attention(self.swin_block(x, guidance), text_guidance, present)
         return x
 
 
@@ -141,13 +141,16 @@ class Aggregator(nn.Module):
         self.decoder2 = Up(decoder_dims[0], decoder_dims[1], decoder_guidance_proj_dims[1])
         self.head = nn.Conv2d(decoder_dims[1], 1, 3, padding=1)
 
-    def refine(self, correlation: Tensor, guidance: Tensor, text: Tensor) -> Tensor:
-        """(K, P, G, G) cosines, (1, Cg, G, G) guidance, (K, P, C) text -> class features (K, hidden, G, G)."""
+    def refine(self, correlation: Tensor, guidance: Tensor, text: Tensor, present: Tensor) -> Tensor:
+        """(K, P, G, G) cosines, (1, Cg, G, G) guidance, (K, P, C) text -> class features (K, hidden, G, G).
+
+        present (K,): 1 for a class; 0 for one that only fills the batch up, which no other class sees.
+        """
         x: Tensor = self.conv1(correlation)
         spatial_guidance = self.guidance_projection(guidance)
         text_guidance = self.text_guidance_projection(F.normalize(text.mean(dim=1), dim=-1))
         for layer in self.layers:
-            x = layer(x, spatial_guidance, text_guidance)
+            x = layer(x, spatial_guidance, text_guidance, present)
         return x
 
     def decode(self, class_features: Tensor, guidance1: Tensor, guidance2: Tensor) -> Tensor:
@@ -169,8 +172,8 @@ class Refinement(nn.Module):
         super().__init__()
         self.aggregator = aggregator
 
-    def forward(self, correlation: Tensor, guidance0: Tensor, text: Tensor) -> Tensor:
-        return self.aggregator.refine(correlation, guidance0, text)
+    def forward(self, correlation: Tensor, guidance0: Tensor, text: Tensor, present: Tensor) -> Tensor:
+        return self.aggregator.refine(correlation, guidance0, text, present)
 
 
 class Decoder(nn.Module):

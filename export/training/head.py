@@ -31,7 +31,8 @@ class GuidedHead(nn.Module):
         for i in range(len(images)):
             cosines = correlation(features[i], text[i], (side, side))
             near, middle, far = (level[i : i + 1] for level in maps)
-            logits.append(self.aggregator.decode(self.aggregator.refine(cosines, near, text[i]), middle, far))
+            refined = self.aggregator.refine(cosines, near, text[i], torch.ones(len(cosines), device=text.device))
+            logits.append(self.aggregator.decode(refined, middle, far))
         return torch.stack(logits)
 
 

@@ -53,7 +53,7 @@ def inputs(classes: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor,
 
 @torch.inference_mode()
 def logits(module: Aggregator, cosines: Tensor, guidance: Tensor, text: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return module.decode(module.refine(cosines, guidance, text), low, high)
+    return module.decode(module.refine(cosines, guidance, text, torch.ones(len(text))), low, high)
 
 
 @pytest.mark.parametrize("kind", ["linear", "full"])
@@ -96,24 +96,39 @@ def random_heads(classes: int, seed: int) -> Heads:
 def test_one_weighted_padding_class_is_many_equal_ones(attend: Any, count: int) -> None:
     x, pad = random_heads(3, 0), random_heads(1, 1)
     filled = Heads(*(torch.cat([a, b.expand(-1, -1, count, -1)], dim=2) for a, b in zip(x, pad, strict=True)))
-    expected = attend(filled, None, None)[:, :, :3]
-    assert torch.allclose(attend(x, pad, torch.tensor(float(count))), expected, atol=1e-5)
-    assert not torch.allclose(attend(x, None, None), expected, atol=1e-3)
+    expected = attend(filled, torch.ones(3 + count), None, None)[:, :, :3]
+    assert torch.allclose(attend(x, torch.ones(3), pad, torch.tensor(float(count))), expected, atol=1e-5)
+    assert not torch.allclose(attend(x, torch.ones(3), None, None), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("attend", [linear_attention, full_attention])
 def test_no_padding_classes_left(attend: Any) -> None:
     x, pad = random_heads(3, 0), random_heads(1, 1)
-    assert torch.allclose(attend(x, pad, torch.tensor(0.0)), attend(x, None, None), atol=1e-5)
+    without = attend(x, torch.ones(3), None, None)
+    assert torch.allclose(attend(x, torch.ones(3), pad, torch.tensor(0.0)), without, atol=1e-5)
 
 
 @pytest.mark.parametrize(("classes", "count"), [(1, 3), (3, 1), (4, 0), (9, 0)])
 def test_padding_fills_up_to_pad_len(classes: int, count: int) -> None:
     layer = aggregator(pad_len=4).layers[0].attention
-    padding = layer.padding(classes)
+    present = torch.tensor([1.0] * classes + [0.0] * 2)  # what only fills the batch up does not count
+    padding = layer.padding(present)
     assert padding is not None
     assert padding.count.item() == count
-    assert aggregator().layers[0].attention.padding(classes) is None
+    assert aggregator().layers[0].attention.padding(present) is None
+
+
+@pytest.mark.parametrize("kind", ["linear", "full"])
+@pytest.mark.parametrize("pad_len", [0, 4, 16])
+def test_classes_that_fill_the_batch_up_are_not_seen(kind: str, pad_len: int) -> None:
+    module = aggregator(attention_type=kind, pad_len=pad_len)
+    cosines, guidance, text, _, _ = inputs(8)
+    present = torch.tensor([1.0] * 5 + [0.0] * 3)
+    expected = module.refine(cosines[:5], guidance, text[:5], torch.ones(5))
+    for fill in (1.0, -7.0, 0.0):  # whatever they hold
+        cosines[5:], text[5:] = fill, fill
+        assert torch.allclose(module.refine(cosines, guidance, text, present)[:5], expected, atol=1e-4)
+    assert not torch.allclose(module.refine(cosines, guidance, text, torch.ones(8))[:5], expected, atol=1e-3)
 
 
 def test_linear_attention_matches_its_formula_for_many_classes() -> None:
@@ -121,7 +136,7 @@ def test_linear_attention_matches_its_formula_for_many_classes() -> None:
     q, k = torch.nn.functional.elu(x.q) + 1, torch.nn.functional.elu(x.k) + 1
     weights = q @ k.transpose(-2, -1)
     expected = (weights / weights.sum(dim=-1, keepdim=True)) @ x.v
-    assert torch.allclose(linear_attention(x, None, None), expected, atol=1e-4)
+    assert torch.allclose(linear_attention(x, torch.ones(400), None, None), expected, atol=1e-4)
 
 
 def test_correlation_is_the_cosine() -> None:

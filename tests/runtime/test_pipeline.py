@@ -72,7 +72,10 @@ class Engines:
     def sam_encoder(self, image: np.ndarray) -> Arrays:
         return {f"guidance{i}": np.full((1, 2, GRID << i, GRID << i), image.mean() + i) for i in range(3)}
 
-    def refinement(self, correlation: np.ndarray, guidance0: np.ndarray, text: np.ndarray) -> Arrays:
+    def refinement(
+        self, correlation: np.ndarray, guidance0: np.ndarray, text: np.ndarray, present: np.ndarray
+    ) -> Arrays:
+        assert present.tolist() == [1.0] * len(text)
         return {"class_features": correlation * 2}
 
     def decoder(self, class_features: np.ndarray, guidance1: np.ndarray, guidance2: np.ndarray) -> Arrays:

@@ -106,7 +106,11 @@ def test_sizes(shape: tuple[int, int], segmenter: Segmenter) -> None:
 def test_other_engines_agree(backend: str, precision: str | None, segmenter: Segmenter, load: Load) -> None:
     photo = random_photo()
     other = load(backend=backend, precision=precision)
-    assert np.mean(other(photo).labels == segmenter(photo).labels) > 0.8
+    found, expected = other(photo), segmenter(photo)
+    assert np.abs(found.scores - expected.scores).max() < 0.01  # type: ignore[operator]
+    # Random weights leave the classes close together: where a CPU really computes in bf16, a quarter changes places.
+    assert np.mean(found.labels == expected.labels) > (0.8 if precision else 0.6)
+    assert np.mean(other(random_photo(seed=1)).labels == expected.labels) < 0.5
     assert set(other.precision) == set(segmenter.precision)
     if precision:
         assert {said[:4] for said in other.precision.values()} == {precision}
