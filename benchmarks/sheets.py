@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -16,13 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from benchmarks.accuracy_run import Example
-from benchmarks.segmentation_metrics import IGNORE
+from benchmarks.segmentation_metrics import IGNORE, Box
 from runtime.images import Pixels
 from runtime.visualize import color_map
 
 LabelMap = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 CELL = 3.0  # inches a picture
+FONT = 6.0  # points of a name on a map
 _DIFFERENT = (230, 30, 120)
 _MOST_NAMES = 10  # written on one map
 
@@ -64,8 +66,12 @@ def draw_row(row: Sequence[Axes], example: Example, classes: Sequence[str], sing
     for axes, labels in zip(row[2 : 1 + len(maps)], maps[1:], strict=True):
         caption(axes, f"{share(labels == example.truth, known)} of pixels right")
     different = (example.first != example.truth) & known if single else example.first != example.last
-    row[-1].imshow(highlight(example.image, different))
-    caption(row[-1], f"{share(different, known if single else np.ones_like(known))} of pixels")
+    if single:
+        row[-1].imshow(highlight(example.image, different))
+        caption(row[-1], f"{share(different, known)} of pixels")
+    else:  # often single pixels, which nobody would see
+        row[-1].imshow(highlight(example.image, cv2.dilate(different.view(np.uint8), np.ones((3, 3), np.uint8)) > 0))
+        caption(row[-1], f"{share(different, np.ones_like(known))} of pixels, drawn 1 px wider")
 
 
 def share(mask: Mask, among: Mask) -> str:
@@ -86,17 +92,67 @@ def highlight(image: Pixels, mask: Mask) -> Pixels:
 
 
 def draw_labels(axes: Axes, labels: LabelMap, classes: Sequence[str]) -> None:
-    """Every class in its colour, the largest ones with their names."""
+    """Every class in its colour; the largest ones with their names, as far as there is room beside the others."""
     axes.imshow(color_map(labels, classes))
-    spots = sorted(filter(None, (widest_spot(labels, index) for index in np.unique(labels))), reverse=True)
-    for _, index, x, y in [spot for spot in spots if spot[1] < len(classes)][:_MOST_NAMES]:
-        side = "left" if 5 * x < labels.shape[1] else "right" if 5 * x > 4 * labels.shape[1] else "center"
-        text = axes.text(x, y, classes[index], ha=side, va="center", fontsize=6, color="white", clip_on=True)
+    regions = filter(None, (widest_region(labels, index) for index in np.unique(labels) if index < len(classes)))
+    named = sorted(regions, key=lambda region: -region.depth)[:_MOST_NAMES]
+    for region, (x, y) in places(named, [classes[region.label] for region in named], labels.shape):
+        text = axes.text(x, y, classes[region.label], ha="center", va="center", fontsize=FONT, color="white")
         text.set_path_effects([withStroke(linewidth=1.4, foreground="#202020")])
 
 
-def widest_spot(labels: LabelMap, index: int) -> tuple[float, int, int, int] | None:
-    """(pixels to the nearest other class, class, x, y) where the class is widest; None where it is a sliver."""
+@dataclass(frozen=True)
+class Region:
+    """Where a class is widest: pixels to the nearest other class, that spot, and the box of its connected part."""
+
+    label: int
+    depth: float
+    x: int
+    y: int
+    box: Box
+
+
+def widest_region(labels: LabelMap, index: int) -> Region | None:
+    """None where the class is a sliver."""
     mask = np.pad((labels == index).astype(np.uint8), 1)
     _, depth, _, (x, y) = cv2.minMaxLoc(cv2.distanceTransform(mask, cv2.DIST_L2, 3))
-    return (depth, int(index), x - 1, y - 1) if depth >= 4 else None
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(mask)
+    left, top, width, height, _ = (int(value) for value in stats[parts[y, x]])
+    box = left - 1, top - 1, left - 1 + width, top - 1 + height
+    return Region(int(index), depth, x - 1, y - 1, box) if depth >= 3 else None
+
+
+def places(
+    regions: Sequence[Region], names: Sequence[str], shape: tuple[int, ...]
+) -> Iterator[tuple[Region, tuple[float, float]]]:
+    """The centre of each name: inside what is large, else below, above or beside it, where nothing else is.
+
+    A name that fits nowhere is left out.
+    """
+    rows, columns = shape[:2]
+    unit = columns / (72 * CELL)  # pixels a point
+    tall = 0.6 * FONT * unit  # half a line
+    small = [region.box for region in regions if region.depth < 2 * tall]
+    taken: list[tuple[float, float, float, float]] = []
+    for region, name in zip(regions, names, strict=True):
+        wide = 0.29 * FONT * unit * len(name)
+        left, top, right, bottom = region.box
+        x = min(max(region.x, wide), columns - wide)
+        if region.depth >= 2 * tall:
+            spots = [(x, float(region.y))]
+        else:
+            beside = (left + right) / 2, (top + bottom) / 2
+            x = min(max(beside[0], wide), columns - wide)
+            spots = [(x, bottom + tall), (x, top - tall), (right + wide, beside[1]), (left - wide, beside[1])]
+        for spot in spots:
+            box = spot[0] - wide, spot[1] - tall, spot[0] + wide, spot[1] + tall
+            inside = min(box[0], box[1]) >= -1 and box[2] <= columns + 1 and box[3] <= rows + 1
+            if inside and not any(meet(box, other) for other in (*taken, *small) if other != region.box):
+                taken.append(box)
+                yield region, spot
+                break
+
+
+def meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Whether two boxes (left, top, right, bottom) share a pixel."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accuracy_record, accuracy_run, confusion_chart
+from benchmarks import accuracy_record, accuracy_run, confusion_chart, sheets
 from benchmarks.datasets import Identity, Tabletop
 from benchmarks.scene_vocabulary import VOCABULARY
+from benchmarks.scenes import make_scene
 from runtime.bundle import MANIFEST, Bundle, sha256
 from runtime.engines import open_engine
 from runtime.pipeline import Pipeline, Views
@@ -93,6 +94,24 @@ def test_the_sheet_sets_the_first_beside_the_last_with_the_same_views() -> None:
     found = accuracy_run.evaluate(contestants, Tabletop("test", 1, 96))
     assert found.titles == ("a fp32", "b fp32")
     assert [np.unique(labels) for labels in (found.examples[0].first, found.examples[0].last)] == [[0], [2]]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_names_on_the_sheet_cover_neither_each_other_nor_small_objects(seed: int) -> None:
+    labels = make_scene(seed, split="test").labels
+    regions = [region for index in np.unique(labels) if (region := sheets.widest_region(labels, index))]
+    regions.sort(key=lambda region: -region.depth)
+    names = [VOCABULARY[region.label] for region in regions]
+    found = list(sheets.places(regions, names, labels.shape))
+    assert len(found) > len(regions) / 2
+    boxes = []
+    for region, (x, y) in found:
+        wide = 1.2 * len(VOCABULARY[region.label])  # pixels: a little less than a letter takes
+        box = x - wide, y - 3, x + wide, y + 3
+        assert 0 <= box[0] < box[2] <= 320
+        assert not any(sheets.meet(box, other) for other in boxes)
+        assert not any(sheets.meet(box, other.box) for other in regions if other.depth < 5)
+        boxes.append(box)
 
 
 def test_confusion_panels_keep_every_object_pixel() -> None:
