@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
@@ -14,7 +16,7 @@ PREFIX = "largest of "
 
 
 class RangeEngine:
-    """Engine protocol around an fp32 graph; `largest` holds max |x| of every value it has computed so far.
+    """Engine protocol around an fp32 graph; `largest` holds max |x| of every value it was given or has computed so far.
 
     The maxima are taken inside the graph, so that no intermediate outlives its use. The session is closed after
     every call: one stage at a time is in memory.
@@ -35,11 +37,17 @@ class RangeEngine:
             altered.unlink(missing_ok=True)
         names = [output.name for output in session.get_outputs()]
         found = dict(zip(names, session.run(names, contiguous(inputs)), strict=True))
+        for name, value in inputs.items():
+            if value.dtype.kind == "f":
+                self._note(name, np.abs(value).max(initial=0.0))
         for name in names:
             if name.startswith(PREFIX):
-                value = name.removeprefix(PREFIX)
-                self.largest[value] = max(self.largest.get(value, 0.0), float(found.pop(name)))
+                self._note(name.removeprefix(PREFIX), found.pop(name))
         return found
+
+    def _note(self, name: str, reach: npt.ArrayLike) -> None:
+        """What is not a number stays so: Python's `max` would forget it."""
+        self.largest[name] = float(np.maximum(self.largest.get(name, 0.0), reach))
 
 
 def with_maxima(graph: Path) -> onnx.ModelProto:

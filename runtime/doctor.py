@@ -10,12 +10,13 @@ from rich.table import Table
 
 from runtime.bundle import Bundle
 from runtime.cli import console
-from runtime.engine_cache import intact, mend, objection
+from runtime.engine_cache import intact, is_current, mend_engine, objection
 from runtime.engines.tensorrt_library import load_library
 from runtime.errors import Dinov3SegError, EngineError
 from runtime.facts import Facts
 from runtime.gpu import Gpu
 from runtime.known_issues import ISSUES, Severity
+from runtime.manifest import EngineEntry
 
 
 class Finding(BaseModel):
@@ -37,7 +38,9 @@ class Diagnosis(BaseModel):
         return any(finding.severity == "broken" for finding in self.findings)
 
 
-def diagnose(facts: Facts, bundle: Path | None) -> Diagnosis:
+def diagnose(facts: Facts, root: Path | None) -> Diagnosis:
+    """Checks a machine, and the bundle in `root` on it."""
+    bundle, damage = (None, []) if root is None else examine(root)
     found = [
         Finding(
             severity=issue.severity,
@@ -47,7 +50,7 @@ def diagnose(facts: Facts, bundle: Path | None) -> Diagnosis:
             reference=issue.reference,
         )
         for issue in ISSUES
-        if issue.applies(facts)
+        if issue.met(facts, bundle.manifest if bundle else None)
     ]
     for name, reason in facts.broken.items():
         found.append(
@@ -58,54 +61,65 @@ def diagnose(facts: Facts, bundle: Path | None) -> Diagnosis:
                 mend=f"pip install --force-reinstall {name.replace('_', '-')}",
             )
         )
+    found += damage
     if bundle is not None:
-        found += examine(bundle, facts)
+        found += engines(bundle, facts)
     return Diagnosis(facts=facts, findings=tuple(found))
 
 
-def examine(root: Path, facts: Facts) -> list[Finding]:
-    """Files against their checksums, and engines against this machine."""
+def examine(root: Path) -> tuple[Bundle | None, list[Finding]]:
+    """The bundle if its files are those of the manifest, and what is wrong with it."""
     try:
         bundle = Bundle.open(root)
         for name in bundle.manifest.files:
             bundle.verify(name)
     except Dinov3SegError as error:
         trouble, _, remedy = str(error).rpartition("; ")
-        return [Finding(severity="broken", name="bundle", trouble=trouble or str(error), mend=remedy)]
-    found = []
-    if bundle.manifest.random_weights:
-        found.append(
-            Finding(
-                severity="warning",
-                name="random weights",
-                trouble=f"{root} was built with random weights: its labels mean nothing",
-                mend="python export/build_engines.py --weights DIR",
-            )
-        )
-    return found + engines(bundle, facts)
+        return None, [Finding(severity="broken", name="bundle", trouble=trouble or str(error), mend=remedy)]
+    if not bundle.manifest.random_weights:
+        return bundle, []
+    random = Finding(
+        severity="warning",
+        name="random weights",
+        trouble=f"{root} was built with random weights: its labels mean nothing",
+        mend="python export/build_engines.py --weights DIR",
+    )
+    return bundle, [random]
 
 
 def engines(bundle: Bundle, facts: Facts) -> list[Finding]:
     """Engines that cannot be loaded here; those for other GPUs are no trouble while one fits."""
     gpu = Gpu(facts.gpu, facts.compute_capability, facts.integrated) if facts.gpu else None
-    found, fits, last = [], set(), {}
+    fits: set[str] = set()
+    wrong: dict[str, Finding] = {}
     for engine in bundle.manifest.engines:
+        name = f"engine of {engine.key.stage}"
         try:
-            library = load_library(engine.key.backend)
-        except EngineError:
-            continue  # said where the library is missing
-        wrong = objection(engine, library, engine.key.graph, gpu)
-        if not wrong and not intact(bundle, engine):
-            wrong = "was altered or cut"
-        if wrong:
-            last[engine.key.stage] = (engine, wrong, mend(bundle, library, engine.key.precision))
+            trouble, remedy = trouble_with(bundle, engine, gpu), mend_engine(bundle, engine, gpu)
+        except EngineError as error:
+            if gpu is not None:  # without one it is not missed
+                name = f"{engine.key.backend} engines"
+                trouble, _, remedy = str(error).partition("; ")
+                wrong[name] = Finding(severity="warning", name=name, trouble=trouble, mend=remedy)
+            continue
+        if trouble:
+            wrong[name] = Finding(severity="broken", name=name, trouble=trouble, mend=remedy)
         else:
-            fits.add(engine.key.stage)
-    for stage, (engine, wrong, remedy) in last.items():
-        if stage not in fits:
-            trouble = f"{engine.path} {wrong}"
-            found.append(Finding(severity="broken", name=f"engine of {stage}", trouble=trouble, mend=remedy))
-    return found
+            fits.add(name)
+    return [finding for name, finding in wrong.items() if name not in fits]
+
+
+def trouble_with(bundle: Bundle, engine: EngineEntry, gpu: Gpu | None) -> str:
+    """Why an engine cannot be loaded here; "" if it can.
+
+    Raises:
+        EngineError: its library is not here.
+    """
+    library = load_library(engine.key.backend)
+    wrong = objection(engine, library, engine.key.graph if is_current(bundle, engine) else "", gpu)
+    if not wrong and not intact(bundle, engine):
+        wrong = "was altered or cut"
+    return f"{engine.path} {wrong}" if wrong else ""
 
 
 def report(diagnosis: Diagnosis) -> None:

@@ -13,7 +13,7 @@ from runtime.files import atomic_file
 from runtime.gpu import Gpu
 from runtime.manifest import EngineEntry, EngineKey, FileEntry, Precision, StageEntry
 from runtime.profiles import MOST_CLASSES, stage_profiles
-from runtime.targets import Target
+from runtime.targets import AHEAD_OF_TIME, EngineBackend, Target
 from runtime.text import default_cache_dir
 
 FOLDER = "engines"
@@ -126,15 +126,15 @@ def find_engine(bundle: Bundle, stage: str, library: Library, asked: Precision, 
     ]
     if not found:
         what = f"{library.backend} engine for stage {stage} in {typed}"
-        raise EngineError(f"{bundle.root} has no {what}; {mend(bundle, library, asked)}")
+        raise EngineError(f"{bundle.root} has no {what}; {mend(bundle, library.backend, asked, gpu)}")
     graph = graph_hash(bundle, entry, asked)
     objections = [objection(engine, library, graph, gpu) for engine in found]
     for engine, wrong in zip(found, objections, strict=True):
         if not wrong:
             if not intact(bundle, engine):
-                raise EngineError(f"{bundle.root / engine.path} was altered or cut; {mend(bundle, library, asked)}")
+                raise EngineError(f"{bundle.root / engine.path} was altered or cut; {mend_engine(bundle, engine, gpu)}")
             return engine
-    raise EngineError(f"{bundle.root / found[0].path} {objections[0]}; {mend(bundle, library, asked)}")
+    raise EngineError(f"{bundle.root / found[0].path} {objections[0]}; {mend_engine(bundle, found[0], gpu)}")
 
 
 def objection(engine: EngineEntry, library: Library, graph: str, gpu: Gpu | None) -> str:
@@ -151,8 +151,30 @@ def objection(engine: EngineEntry, library: Library, graph: str, gpu: Gpu | None
     return f"was built for compute capability {', '.join(key.targets)}, {gpu.name} has {gpu.compute_capability}"
 
 
-def mend(bundle: Bundle, library: Library, asked: Precision) -> str:
-    return f"run python -m runtime build {bundle.root} --backend {library.backend} --engine {asked}"
+def mend(bundle: Bundle, backend: EngineBackend, asked: Precision, gpu: Gpu | None, options: Sequence[str] = ()) -> str:
+    """The command that builds for this GPU: TensorRT where TensorRT-RTX cannot."""
+    if gpu is not None and gpu.compute_capability not in AHEAD_OF_TIME:
+        backend = "tensorrt"
+    switches = "".join(f" --{option}" for option in options)
+    return f"run python -m runtime build {bundle.root} --backend {backend} --engine {asked}{switches}"
+
+
+def mend_engine(bundle: Bundle, engine: EngineEntry, gpu: Gpu | None) -> str:
+    key = engine.key
+    return mend(bundle, key.backend, asked_for(bundle, engine), gpu, key.options)
+
+
+def asked_for(bundle: Bundle, engine: EngineEntry) -> Precision:
+    """The precision that an engine's build was asked for. One in fp32 beside others in half was made with them."""
+    key = engine.key
+    family = [
+        one.key for one in bundle.manifest.engines if (one.key.backend, one.key.targets) == (key.backend, key.targets)
+    ]
+    half = next((one for one in (key, *family) if one.precision != "fp32"), None)
+    if half is None:
+        return "fp32"
+    precisions = bundle.stage(half.stage).precisions
+    return next((entry.asked for entry in precisions if entry.got == half.precision), half.precision)
 
 
 def prune(bundle: Bundle, libraries: Sequence[Library]) -> tuple[Bundle, list[str]]:
@@ -165,9 +187,7 @@ def prune(bundle: Bundle, libraries: Sequence[Library]) -> tuple[Bundle, list[st
     versions = {library.backend: library for library in libraries}
     for engine in bundle.manifest.engines:
         library = versions.get(engine.key.backend)
-        stage = next((one for one in bundle.manifest.stages if one.name == engine.key.stage), None)
-        graphs = {graph_hash(bundle, stage, asked) for asked in _precisions(stage)} if stage else set()
-        if engine.key.graph not in graphs:
+        if not is_current(bundle, engine):
             removed.append(f"{engine.path}: was built from another graph")
         elif library is not None and (wrong := objection(engine, library, engine.key.graph, None)):
             removed.append(f"{engine.path}: {wrong}")
@@ -186,5 +206,13 @@ def prune(bundle: Bundle, libraries: Sequence[Library]) -> tuple[Bundle, list[st
     return bundle, removed
 
 
-def _precisions(stage: StageEntry) -> tuple[Precision, ...]:
-    return tuple(name for name in ("fp32", "fp16", "bf16") if name in stage.onnx)
+def is_current(bundle: Bundle, engine: EngineEntry) -> bool:
+    """Whether the bundle still has the graph that an engine was built from."""
+    stages = [stage for stage in bundle.manifest.stages if stage.name == engine.key.stage]
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+    return any(
+        engine.key.graph == graph_hash(bundle, stage, asked)
+        for stage in stages
+        for asked in precisions
+        if asked in stage.onnx
+    )

@@ -26,6 +26,16 @@ PACKAGES = (
     "cuda-bindings",
 )
 LIBRARIES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+# JetPack by its board support package, where its own package is not installed: in containers, for one.
+JETPACKS = {
+    "36.3": "6.0",
+    "36.4": "6.1",
+    "36.4.3": "6.2",
+    "36.4.4": "6.2.1",
+    "38.2": "7.0",
+    "38.2.1": "7.0",
+    "38.4": "7.1",
+}
 Run = Callable[[list[str]], str]
 
 
@@ -34,6 +44,7 @@ class Facts(BaseModel):
 
     Attributes:
         cards: NVIDIA devices on the PCI bus, with or without a driver.
+        cuda: Version of the toolkit, or the latest one that the driver runs.
         l4t: Jetson's board support package, e.g. "36.4.3"; empty elsewhere.
         power: Power mode of a Jetson, or power limit of a card.
         packages: Version of what is installed.
@@ -81,9 +92,10 @@ def collect(root: Path = Path("/"), run: Run = run_tool) -> Facts:
     )
     for probe in (_libraries, _kernels, _gpu, _memory_of_gpu):
         _quietly(probe, facts)
-    for reader in (_cards, _driver, _l4t, _jetpack, _memory, _disk):
+    for reader in (_cards, _driver, _l4t, _packages, _jetpack, _toolkit, _memory, _disk):
         _quietly(lambda found, reader=reader: reader(found, root), facts)  # type: ignore[misc]
-    _quietly(lambda found: _power(found, run), facts)
+    for tool in (_power, _cuda):
+        _quietly(lambda found, tool=tool: tool(found, run), facts)  # type: ignore[misc]
     return facts
 
 
@@ -159,13 +171,25 @@ def _l4t(facts: Facts, root: Path) -> None:
     facts.l4t = f"{found.group(1)}.{found.group(2)}" if found else ""
 
 
-def _jetpack(facts: Facts, root: Path) -> None:
+def _packages(facts: Facts, root: Path) -> None:
     """From the package list: `apt` needs seconds and a network configuration."""
     text = (root / "var/lib/dpkg/status").read_text(errors="replace")
     found = re.search(r"^Package: nvidia-jetpack\n(?:.+\n)*?Version: ([\d.]+)", text, re.MULTILINE)
     facts.jetpack = found.group(1) if found else ""
     cuda = re.search(r"^Package: cuda-(?:toolkit|runtime)-(\d+)-(\d+)$", text, re.MULTILINE)
     facts.cuda = f"{cuda.group(1)}.{cuda.group(2)}" if cuda else facts.cuda
+
+
+def _jetpack(facts: Facts, root: Path) -> None:
+    facts.jetpack = facts.jetpack or JETPACKS.get(facts.l4t.removesuffix(".0"), "")
+
+
+def _toolkit(facts: Facts, root: Path) -> None:
+    if not facts.cuda:
+        found = re.search(
+            r'"cuda"\s*:\s*{[^}]*"version"\s*:\s*"([\d.]+)"', (root / "usr/local/cuda/version.json").read_text()
+        )
+        facts.cuda = found.group(1) if found else ""
 
 
 def _memory(facts: Facts, root: Path) -> None:
@@ -185,3 +209,10 @@ def _power(facts: Facts, run: Run) -> None:
         query = ["nvidia-smi", "--query-gpu=power.limit,driver_version", "--format=csv,noheader"]
         limit, driver = (part.strip() for part in run(query).splitlines()[0].split(","))
         facts.power, facts.driver = limit, facts.driver or driver
+
+
+def _cuda(facts: Facts, run: Run) -> None:
+    """What the driver runs, where no toolkit is installed: the libraries bring their own."""
+    if not facts.cuda and not facts.l4t:
+        found = re.search(r"CUDA Version: ([\d.]+)", run(["nvidia-smi"]))
+        facts.cuda = found.group(1) if found else ""

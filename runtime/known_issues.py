@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from runtime.facts import Facts
+from runtime.manifest import Manifest
 from runtime.targets import AHEAD_OF_TIME
 
 Severity = Literal["broken", "warning"]
@@ -16,7 +17,11 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class KnownIssue:
-    """`reference`: the public issue, as owner/repository#number; "" where the reason is in the text."""
+    """
+    Attributes:
+        reference: The public issue, as owner/repository#number; "" where the reason is in the text.
+        concerns: Which bundles; None: the machine alone is in trouble.
+    """
 
     name: str
     severity: Severity
@@ -24,6 +29,10 @@ class KnownIssue:
     trouble: str
     mend: str
     reference: str = ""
+    concerns: Callable[[Manifest], bool] | None = None
+
+    def met(self, facts: Facts, manifest: Manifest | None) -> bool:
+        return self.applies(facts) and (self.concerns is None or (manifest is not None and self.concerns(manifest)))
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -41,6 +50,10 @@ def rtx(facts: Facts) -> str:
 
 def jetson(facts: Facts) -> bool:
     return bool(facts.l4t)
+
+
+def has_bf16(manifest: Manifest) -> bool:
+    return any(entry.got == "bf16" for stage in manifest.stages for entry in stage.precisions)
 
 
 ISSUES = (
@@ -96,6 +109,22 @@ ISSUES = (
         "fused attention gave wrong results on L4",
         "if the parity gate fails: python -m runtime build BUNDLE --backend tensorrt --unfused-attention",
         "NVIDIA/TensorRT#4333",
+    ),
+    KnownIssue(
+        "fused attention on Blackwell",
+        "warning",
+        lambda f: f.compute_capability == "12.0" and (10,) <= tensorrt(f) < (11,),
+        "fused attention of vision transformers gave wrong results in fp16 and bf16, without a message",
+        "if the parity gate fails: python -m runtime build BUNDLE --backend tensorrt --unfused-attention",
+        "NVIDIA/TensorRT#4837",
+    ),
+    KnownIssue(
+        "bf16 on this GPU",
+        "broken",
+        lambda f: () < version(f.compute_capability) < (8, 0),
+        "stages of this bundle are in bf16, which GPUs compute from compute capability 8.0 on",
+        "python -m runtime build BUNDLE --backend tensorrt --engine fp32",
+        concerns=has_bf16,
     ),
     KnownIssue(
         "fused products on Thor",

@@ -202,7 +202,14 @@ def test_maxima_do_not_keep_their_values_alive(tmp_path: Path) -> None:
     engine = RangeEngine(tmp_path / "x.onnx")
     engine({"x": np.array([-9, 1, 2], np.float32)})
     engine({"x": np.array([-9, 1, 1], np.float32)})
-    assert engine.largest == pytest.approx({"a": 2, "b": 4, "c": 6, "d": np.exp(6), "y": np.exp(6)})
+    assert engine.largest == pytest.approx({"x": 9, "a": 2, "b": 4, "c": 6, "d": np.exp(6), "y": np.exp(6)})
+
+
+def test_a_range_that_is_no_number_is_not_forgotten(tmp_path: Path) -> None:
+    engine = RangeEngine(graph(tmp_path / "x.onnx", "y = Mul(x, w)"))
+    engine({"x": np.array([np.nan, 1, 2], np.float32)})
+    engine({"x": np.array([3, 1, 2], np.float32)})
+    assert np.isnan(engine.largest["x"])
 
 
 def test_scenes_are_scored(small_bundle: Path) -> None:

@@ -99,6 +99,25 @@ def test_a_stage_that_overflows_everywhere_becomes_bf16(small_bundle: Path, tmp_
     assert not list(tmp_path.glob(".*"))
 
 
+def test_an_input_beyond_fp16_is_cast_later(tmp_path: Path) -> None:
+    """Only on a calibration image, not in the compared call: what reads the input stays in fp32 and makes it small."""
+    text = """<ir_version: 10, opset_import: ["" : 20]> g (float[4, 8] x) => (float[4, 8] y)
+        <float small = {1e-5}, float[8, 8] w> { a = Mul(x, small) b = MatMul(a, w) y = MatMul(b, w) }"""
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    del model.graph.initializer[:]
+    weights = {"small": np.float32(1e-3), "w": rng.standard_normal((8, 8)).astype(np.float32)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in weights.items())
+    graph = tmp_path / "x.fp32.onnx"
+    onnx.save(onnx.shape_inference.infer_shapes(model), graph)
+    engine, near = RangeEngine(graph), rng.standard_normal((4, 8)).astype(np.float32)
+    call = Call({"x": near}, engine({"x": near}))
+    engine({"x": 1e5 * near})
+    settled = ladder.settle(Evidence("x", graph, [call], engine.largest, True), "fp16", tmp_path)
+    assert (settled.precision.got, settled.precision.islands) == ("fp16", {"Mul": 1})
+    assert settled.precision.reason.startswith("input of Mul x reaches ")
+
+
 def test_what_torch_cannot_do_in_half_is_not_trusted(small_bundle: Path, tmp_path: Path) -> None:
     graph = tmp_path / "decoder.fp32.onnx"
     onnx_graphs.save(onnx_graphs.load(small_bundle / "onnx" / graph.name), graph)

@@ -192,9 +192,17 @@ class Branching(nn.Module):
         return x * 2 if x.sum() > 0 else x
 
 
+class Conditional(nn.Module):
+    """The exporter writes an If, with a graph for each branch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y + 1, (x,))
+
+
 @pytest.mark.parametrize(
     ("module", "words"),
     [
+        (Conditional(), "forbidden nodes 1x If; If: control flow on data: TensorRT cannot capture it"),
         (Power(), "forbidden nodes 1x Pow; Pow: a LayerNorm that was taken apart"),
         (Sampled(), "forbidden nodes 1x GridSample"),
         (Fixed(), "axis rows of y was fixed to 3"),

@@ -17,6 +17,7 @@ from runtime import doctor, facts
 from runtime.bundle import Bundle
 from runtime.doctor import diagnose
 from runtime.engines.tensorrt_library import Library
+from runtime.errors import EngineError
 from runtime.facts import Facts, collect
 from runtime.known_issues import ISSUES, version
 
@@ -86,7 +87,7 @@ def test_a_thor_with_jetpack_7_1() -> None:
     [finding] = diagnose(THOR, None).findings
     assert finding.reference == "NVIDIA/TensorRT-Edge-LLM#151"
     assert "JetPack 7.2" in finding.mend
-    assert names(THOR, compute_capability="12.0") == set()
+    assert names(THOR, compute_capability="8.9") == set()
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,12 @@ def test_a_thor_with_jetpack_7_1() -> None:
         (SERVER, {"packages": {"onnxruntime-gpu": "1", "cuda-core": "1"}}, "ONNX Runtime without CUDA", True),
         (SERVER, {"packages": {"tensorrt": "8.6.1", "cuda-core": "1"}}, "TensorRT too old", True),
         (SERVER, {"packages": {"tensorrt": "10.7.0", "cuda-core": "1"}}, "fused attention of TensorRT 10.7", False),
+        (
+            SERVER,
+            {"packages": {"tensorrt": "10.16.1", "cuda-core": "1"}, "compute_capability": "12.0"},
+            "fused attention on Blackwell",
+            False,
+        ),
         (ORIN, {"packages": ORIN.packages | {"tensorrt-rtx-cu12": "1.7"}}, "TensorRT-RTX on Jetson", True),
         (SERVER, {"packages": SERVER.packages | {"tensorrt-rtx-cu13": "1.7"}}, "TensorRT-RTX on this GPU", False),
         (
@@ -122,7 +129,7 @@ def test_each_known_issue(machine: Facts, changes: dict[str, Any], name: str, br
 
 def test_every_issue_can_be_met() -> None:
     """A row of the table that no test above can reach would be dead."""
-    met = {"DINOv3 on TensorRT 10.3 and 10.4", "saving power", "fused products on Thor"}
+    met = {"DINOv3 on TensorRT 10.3 and 10.4", "saving power", "fused products on Thor", "bf16 on this GPU"}
     parameters = next(mark for mark in test_each_known_issue.pytestmark if mark.name == "parametrize").args[1]
     assert {issue.name for issue in ISSUES} == met | {case[2] for case in parameters if "does not load" not in case[2]}
 
@@ -173,10 +180,46 @@ def test_engines_for_this_gpu_and_others(on_device: tuple[Bundle, Library]) -> N
     stages = [f"engine of {stage.name}" for stage in on_device[0].manifest.stages]
     assert [finding.name for finding in wrong.findings] == ["random weights", *stages]
     assert "was built for compute capability 8.6, NVIDIA H100 80GB HBM3 has 9.0" in wrong.findings[1].trouble
-    assert wrong.findings[2].mend == f"run python -m runtime build {root} --backend tensorrt --engine fp16"
+    command = f"run python -m runtime build {root} --backend tensorrt --engine fp16"
+    assert {finding.mend for finding in wrong.findings[1:]} == {command}  # of the fp32 text encoder too
     flip_engine = next((root / "engines").rglob("decoder*.engine"))
     flip_engine.write_bytes(b"x")
     assert "engine of decoder" in {finding.name for finding in diagnose(ampere, root).findings}
+
+
+def test_engines_of_a_graph_that_is_no_more(on_device: tuple[Bundle, Library]) -> None:  # noqa: F811
+    root = on_device[0].root
+    manifest = json.loads((root / "manifest.json").read_text())
+    for engine in manifest["engines"]:
+        if engine["key"]["stage"] == "decoder":
+            engine["key"]["graph"] = "0" * 64
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    ampere = SERVER.model_copy(update={"compute_capability": "8.6", "gpu": "NVIDIA Fake"})
+    [finding] = [one for one in diagnose(ampere, root).findings if one.severity == "broken"]
+    assert finding.trouble.endswith("decoder.fp16.engine was built from another graph")
+
+
+def test_engines_whose_library_is_not_here(
+    on_device: tuple[Bundle, Library],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(backend: str) -> Any:
+        raise EngineError("TensorRT is not installed; pip install tensorrt")
+
+    monkeypatch.setattr(doctor, "load_library", missing)
+    finding = diagnose(SERVER, on_device[0].root).findings[-1]
+    assert (finding.name, finding.severity, finding.mend) == ("tensorrt engines", "warning", "pip install tensorrt")
+    assert {finding.name for finding in diagnose(LAPTOP, on_device[0].root).findings} == {"random weights"}
+
+
+def test_bf16_needs_ampere(edit_manifest: Callable[..., Path], small_bundle: Path) -> None:
+    stages = json.loads((small_bundle / "manifest.json").read_text())["stages"]
+    stages[1]["precisions"][0]["got"] = "bf16"
+    root = edit_manifest(stages=stages)
+    turing = SERVER.model_copy(update={"compute_capability": "7.5", "gpu": "Tesla T4"})
+    assert [finding.name for finding in diagnose(turing, root).findings] == ["bf16 on this GPU", "random weights"]
+    assert names(turing) == set()
+    assert [finding.name for finding in diagnose(SERVER, root).findings] == ["random weights"]
 
 
 # --- collecting
@@ -223,8 +266,25 @@ def test_a_server_from_its_files(tmp_path: Path) -> None:
             "sys/bus/pci/devices/0000:00:1f.0/class": "0x060100\n",
         },
     )
-    found = collect(root, lambda command: "350.00 W, 580.65.06\n")
+    found = collect(root, lambda command: "350.00 W, 580.65.06\n" if len(command) > 1 else "| CUDA Version: 13.0  |")
     assert (found.cards, found.driver, found.power, found.l4t) == (1, "580.65.06", "350.00 W", "")
+    assert found.cuda == "13.0"
+    write(root, {"usr/local/cuda/version.json": '{"cuda": {"name": "CUDA SDK", "version": "12.6.3"}}'})
+    assert collect(root, lambda command: "350.00 W, 580.65.06\n").cuda == "12.6.3"
+
+
+@pytest.mark.parametrize(
+    ("release", "l4t", "jetpack"),
+    [
+        ("# R36 (release), REVISION: 4.0, GCID", "36.4.0", "6.1"),
+        ("# R36 (release), REVISION: 4.4, GCID", "36.4.4", "6.2.1"),
+        ("# R38 (release), REVISION: 4.0, GCID", "38.4.0", "7.1"),
+        ("# R99 (release), REVISION: 1.0, GCID", "99.1.0", ""),
+    ],
+)
+def test_jetpack_from_its_release_file(release: str, l4t: str, jetpack: str, tmp_path: Path) -> None:
+    found = collect(write(tmp_path, {"etc/nv_tegra_release": release}), lambda command: "")
+    assert (found.l4t, found.jetpack) == (l4t, jetpack)
 
 
 def test_nothing_is_there_and_every_tool_hangs(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from export import onnx_graphs
 from export.precision import retype
 from runtime import engine_cache
 from runtime.bundle import Bundle
-from runtime.engine_cache import build_engines, find_engine, prune
+from runtime.engine_cache import build_engines, find_engine, mend_engine, objection, prune
 from runtime.engines.tensorrt_build import Job, build_engine
 from runtime.engines.tensorrt_library import Library, load_library
 from runtime.errors import EngineError, InputError
@@ -39,6 +39,7 @@ pytestmark = pytest.mark.skipif(
 ROOT = Path(__file__).parents[2]
 AMPERE = Gpu("NVIDIA RTX 3090", "8.6", integrated=False)
 HOPPER = Gpu("NVIDIA H100", "9.0", integrated=False)
+FOUR = tuple(TARGETS[name] for name in ("sm80", "sm86", "sm89", "sm120"))
 COMMAND = [sys.executable, "-m", "runtime", "build"]
 FOR = ["--backend", "tensorrt-rtx", "--target", "sm86"]
 MEND = "run python -m runtime build .* --backend tensorrt-rtx --engine fp16$"
@@ -51,9 +52,9 @@ def library() -> Library:
 
 @pytest.fixture(scope="module")
 def built(small_bundle: Path, library: Library, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small bundle with every stage built for two kinds of GPU. Read only."""
+    """The small bundle with every stage built for four kinds of GPU at once. Read only."""
     root = Path(shutil.copytree(small_bundle, tmp_path_factory.mktemp("rtx") / "small"))
-    build_engines(Bundle.open(root), library, (TARGETS["sm80"], TARGETS["sm86"]), "fp16", most_classes=40)
+    build_engines(Bundle.open(root), library, FOUR, "fp16", most_classes=40)
     return root
 
 
@@ -77,7 +78,7 @@ def test_every_stage_is_built_in_the_precision_of_its_graph(built: Path) -> None
         typed = "fp32" if name == "text_encoder" else "fp16"
         assert entry.key.precision == typed
         assert entry.facts.flops[typed] > (0.8 if name == "anyup" else 0.99), name
-        assert entry.key.targets == ("8.0", "8.6")
+        assert entry.key.targets == ("8.0", "8.6", "8.9", "12.0")
         assert (built / entry.path).read_bytes()[:4] == b"vtrt"
         assert 50e6 < entry.facts.peak_memory < 4e9
         assert entry.facts.layers > 10
@@ -96,7 +97,7 @@ def test_engines_are_no_part_of_the_checked_files(built: Path) -> None:
 
 def test_the_engine_for_this_gpu_is_found(built: Path, library: Library) -> None:
     entry = find_engine(Bundle.open(built), "backbone", library, "fp16", AMPERE)
-    assert entry.path == "engines/tensorrt-rtx-sm80-sm86/backbone.fp16.engine"
+    assert entry.path == "engines/tensorrt-rtx-sm80-sm86-sm89-sm120/backbone.fp16.engine"
 
 
 def test_what_is_up_to_date_is_kept(copy: Bundle, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +106,7 @@ def test_what_is_up_to_date_is_kept(copy: Bundle, library: Library, monkeypatch:
 
     monkeypatch.setattr(engine_cache, "build_engine", never)
     said: list[str] = []
-    build_engines(copy, library, (TARGETS["sm80"], TARGETS["sm86"]), "fp16", (), 40, said.append)
+    build_engines(copy, library, FOUR, "fp16", (), 40, said.append)
     assert said == [f"{stage.name}: the engine is up to date" for stage in copy.manifest.stages]
 
 
@@ -120,7 +121,7 @@ def test_what_differs_is_rebuilt(change: str, copy: Bundle, library: Library, mo
 
     monkeypatch.setattr(engine_cache, "build_engine", build)
     names = {stage.name for stage in copy.manifest.stages}
-    targets, options, classes = (TARGETS["sm80"], TARGETS["sm86"]), (), 40
+    targets, options, classes = FOUR, (), 40
     if change == "classes":
         classes, expected = 41, {"correlation", "refinement"}
     elif change == "options":
@@ -163,7 +164,9 @@ def test_bf16_graphs_build(stage: str, job: Callable[..., Job], small_bundle: Pa
 
 
 def test_the_engine_of_another_gpu(built: Path, library: Library) -> None:
-    words = rf"was built for compute capability 8\.0, 8\.6, NVIDIA H100 has 9\.0; {MEND}"
+    """For which TensorRT-RTX does not build: the command that mends it is TensorRT's."""
+    mend = "run python -m runtime build .* --backend tensorrt --engine fp16$"
+    words = rf"was built for compute capability 8\.0, 8\.6, 8\.9, 12\.0, NVIDIA H100 has 9\.0; {mend}"
     with pytest.raises(EngineError, match=words):
         find_engine(Bundle.open(built), "decoder", library, "fp16", HOPPER)
 
@@ -173,6 +176,20 @@ def test_the_engine_of_another_version(built: Path, library: Library) -> None:
     words = rf"was built by tensorrt-rtx {library.version}, here is 9\.9\.9; {MEND}"
     with pytest.raises(EngineError, match=words):
         find_engine(Bundle.open(built), "decoder", other, "fp16", AMPERE)
+
+
+def test_engines_that_are_compatible(built: Path, library: Library) -> None:
+    """Those that were asked to be: with later versions, and with later GPUs from Ampere on."""
+    entry = find_engine(Bundle.open(built), "decoder", library, "fp16", AMPERE)
+    key = entry.key.model_copy(update={"options": ("hardware-compatible", "version-compatible")})
+    compatible = entry.model_copy(update={"key": key})
+    other = Library(library.backend, type("Module", (), {"__version__": "9.9.9"}), library.logger, [])
+    turing = Gpu("NVIDIA T4", "7.5", integrated=False)
+    assert objection(compatible, other, key.graph, HOPPER) == ""
+    assert objection(compatible, other, "0" * 64, HOPPER) == "was built from another graph"
+    assert "NVIDIA T4 has 7.5" in objection(compatible, other, key.graph, turing)
+    mend = mend_engine(Bundle.open(built), compatible, HOPPER)
+    assert mend.endswith("--backend tensorrt --engine fp16 --hardware-compatible --version-compatible")
 
 
 def test_the_engine_of_another_graph(copy: Bundle, library: Library) -> None:
@@ -200,7 +217,7 @@ def test_no_engine_at_all(small_bundle: Path, library: Library) -> None:
 def test_prune_removes_what_can_no_longer_be_loaded(copy: Bundle, library: Library) -> None:
     path = first_engine(copy)
     path.write_bytes(path.read_bytes()[:-1])
-    left = copy.root / "engines" / "tensorrt-rtx-sm80-sm86" / ".backbone.fp16.1234.engine"
+    left = copy.root / "engines" / "tensorrt-rtx-sm80-sm86-sm89-sm120" / ".backbone.fp16.1234.engine"
     left.touch()
     bundle, removed = prune(copy, [library])
     assert [line.partition("/sm")[0].partition(": ")[2] for line in removed] == [
@@ -350,7 +367,10 @@ def test_list_and_prune(copy: Bundle) -> None:
     assert "100.0% fp16" in listed.stderr
     first_engine(copy).unlink()
     pruned = run(copy.root, "--prune")
-    assert "removed engines/tensorrt-rtx-sm80-sm86/decoder.fp16.engine: is missing, cut or altered" in pruned.stderr
+    assert (
+        "removed engines/tensorrt-rtx-sm80-sm86-sm89-sm120/decoder.fp16.engine: is missing, cut or altered"
+        in pruned.stderr
+    )
     assert f"1 files removed from {copy.root}" in pruned.stderr
 
 
