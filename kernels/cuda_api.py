@@ -120,16 +120,14 @@ def upsample_argmax(
     size: tuple[int, int],
     dtype: str = "float32",
     strides: tuple[int, int] | None = None,
-    count: int = 0,
     prune: bool = True,
     stream: int = 0,
 ) -> None:
     """logits (K, h, w) of `dtype` -> labels (H, W), uint8 if K <= 255 else uint16, and scores (H, W) float32.
 
     `shape` = (K, h, w), `size` = (H, W); `scores` is 0 where they are not wanted. `strides` = elements from class
-    to class and from row to row (None: h*w and w; (w, K*w) is the strip-major (h, K, w)). `count`: address of an
-    int32 on the device, 1 to K, read when the kernel runs: only so many classes count, so that a captured graph
-    serves shorter lists (0: all). `prune` False computes every class at every pixel: the result is the same.
+    to class and from row to row (None: h*w and w; (w, K*w) is the strip-major (h, K, w)). `prune` False computes
+    every class at every pixel: the result is the same.
     """
     launch = _compiled("upsample_argmax")
     classes, height, width = _shape(shape, "(K, h, w)")
@@ -139,13 +137,11 @@ def upsample_argmax(
     class_stride, row_stride = _strides(strides, (height * width, width), width)
     extent = (classes - 1) * class_stride + (height - 1) * row_stride + width
     inputs = [_range("logits", logits, extent * itemsize, itemsize)]
-    if count != 0:
-        inputs.append(_range("count", count, 4, 4))
     outputs = [_range("labels", labels, out_height * out_width * label_bytes, label_bytes)]
     if scores != 0:
         outputs.append(_range("scores", scores, out_height * out_width * 4, 4))
     _apart(inputs, outputs)
-    source = classes, height, width, class_stride, row_stride, storage, count
+    source = classes, height, width, class_stride, row_stride, storage
     out = out_height, out_width, label_bytes, labels, scores
     launch(logits, *source, *out, bool(prune), _stream(stream))
 

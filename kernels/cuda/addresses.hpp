@@ -30,14 +30,14 @@ inline cudaError_t call_lga_merge(Address crops, Address full, std::int64_t crop
                      at<CUstream_st>(stream));
 }
 
-// Strides are in elements. `count` is 0 or the address of an int32. `label_bytes` is 1 or 2.
+// Strides are in elements. `label_bytes` is 1 or 2.
 inline cudaError_t call_upsample_argmax(Address logits, std::int64_t classes, std::int64_t height, std::int64_t width,
-                                        std::int64_t class_stride, std::int64_t row_stride, int storage, Address count,
+                                        std::int64_t class_stride, std::int64_t row_stride, int storage,
                                         std::int64_t out_height, std::int64_t out_width, int label_bytes,
                                         Address labels, Address scores, bool prune, Address stream) {
     const Logits source{{classes, height, width}, static_cast<Storage>(storage), at(logits), class_stride, row_stride};
     const LabelMap out{{out_height, out_width}, label_bytes, at(labels), at<float>(scores)};
-    return upsample_argmax(source, at<const std::int32_t>(count), out, prune, at<CUstream_st>(stream));
+    return upsample_argmax(source, out, prune, at<CUstream_st>(stream));
 }
 
 }  // namespace kernels::cuda

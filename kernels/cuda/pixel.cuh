@@ -9,22 +9,13 @@
 
 namespace kernels::cuda {
 
-// kernels::Logits with its type. `count`, if not null: how many of the classes there really are.
+// kernels::Logits with its type.
 template <typename T>
 struct Planes {
     const T* data;
-    const std::int32_t* count;
     std::int32_t classes;
     std::int64_t class_stride, row_stride;
 };
-
-// In the kernel: what lies in memory may have changed since the launch was captured into a graph.
-template <typename T>
-__device__ inline void count_classes(Planes<T>& in) {
-    if (!in.count) return;
-    const std::int32_t count = *in.count;
-    in.classes = count < 1 ? 1 : count < in.classes ? count : in.classes;
-}
 
 // From the logits' size to the labels'.
 struct Resize {

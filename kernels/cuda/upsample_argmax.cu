@@ -13,7 +13,6 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads, 2) direct_kernel(Planes<T> in, Resize resize, LabelMap out) {
     __shared__ float values[kWarps][kWarp];
     __shared__ std::int32_t labels[kWarps][kWarp];
-    count_classes(in);
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const std::int64_t pixels = out.shape.height * out.shape.width;
     const std::int64_t wanted = static_cast<std::int64_t>(blockIdx.x) * kWarp + lane;
@@ -130,7 +129,6 @@ template <typename T, bool ALIGNED>
 __global__ void __launch_bounds__(kThreads, 2)
     pruned_kernel(Planes<T> in, Resize resize, LabelMap out, int group_size) {
     __shared__ Tile<T> tile;
-    count_classes(in);
     constexpr int kAcross = Tile<T>::kAcross;
     const Axis &down = resize.down, &across = resize.across;
     const unsigned tiles_across = ceil_div(across.in, kAcross);
@@ -167,10 +165,9 @@ bool worth_pruning(const LogitsShape& in, const LabelShape& out) {
 }
 
 template <typename T>
-cudaError_t start(const Logits& logits, const std::int32_t* count, const LabelMap& out, bool prune,
-                  cudaStream_t stream) {
+cudaError_t start(const Logits& logits, const LabelMap& out, bool prune, cudaStream_t stream) {
     const LogitsShape& shape = logits.shape;
-    const Planes<T> in{static_cast<const T*>(logits.data), count, static_cast<std::int32_t>(shape.classes),
+    const Planes<T> in{static_cast<const T*>(logits.data), static_cast<std::int32_t>(shape.classes),
                        logits.class_stride, logits.row_stride};
     const Resize resize{axis_of(shape.height, out.shape.height), axis_of(shape.width, out.shape.width)};
     if (!prune || !worth_pruning(shape, out.shape))
@@ -186,10 +183,9 @@ cudaError_t start(const Logits& logits, const std::int32_t* count, const LabelMa
 
 }  // namespace
 
-cudaError_t upsample_argmax(const Logits& logits, const std::int32_t* count, const LabelMap& out, bool prune,
-                            cudaStream_t stream) {
+cudaError_t upsample_argmax(const Logits& logits, const LabelMap& out, bool prune, cudaStream_t stream) {
     return with_element(logits.storage, [&](auto* element) {
-        return start<std::remove_pointer_t<decltype(element)>>(logits, count, out, prune, stream);
+        return start<std::remove_pointer_t<decltype(element)>>(logits, out, prune, stream);
     });
 }
 

@@ -21,9 +21,7 @@ cudaError_t preprocess(const Photo& photo, const CropGeometry& geometry, Storage
 cudaError_t lga_merge(const TokenGrid& tokens, const MergeOptions& options, const void* crops, const void* full,
                       void* merged, cudaStream_t stream);
 
-// As kernels::upsample_argmax, for the first *count classes (in device memory; null: for all). `prune` false computes
-// every class at every pixel. The result is the same.
-cudaError_t upsample_argmax(const Logits& logits, const std::int32_t* count, const LabelMap& out, bool prune,
-                            cudaStream_t stream);
+// As kernels::upsample_argmax. `prune` false computes every class at every pixel. The result is the same.
+cudaError_t upsample_argmax(const Logits& logits, const LabelMap& out, bool prune, cudaStream_t stream);
 
 }  // namespace kernels::cuda

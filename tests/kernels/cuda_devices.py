@@ -93,10 +93,7 @@ class EmulatedKernels:
         signatures = {
             "preprocess": [address, *[number] * 3, small, small, *[number] * 3, small, *[address] * 3],
             "lga_merge": [address, address, *[number] * 4, small, flag, flag, address, address],
-            "upsample_argmax": [
-                *[address, *[number] * 5, small, address],
-                *[number, number, small, address, address, flag, address],
-            ],
+            "upsample_argmax": [address, *[number] * 5, small, number, number, small, address, address, flag, address],
         }
         for name, arguments in signatures.items():
             pointer = ctypes.c_void_p.in_dll(library, f"emulated_{name}").value

@@ -276,19 +276,6 @@ def test_upsample_argmax_of_padded_logits(device, rng, between_classes, between_
     assert np.array_equal(labels.array(), reference.upsample_argmax(logits, (24, 64)))
 
 
-@pytest.mark.parametrize("prune", [True, False])
-@pytest.mark.parametrize("count", [1, 63, 64, 69, 70])
-def test_upsample_argmax_of_the_first_classes(device, rng, count, prune):
-    """The count lies in device memory, where it may change after a launch was captured."""
-    logits = ties(rng, 70, 6, 16)
-    logits[count:] = np.inf
-    source, number = device.upload(logits), device.upload(np.array([count], np.int32))
-    labels = device.poisoned((24, 64), np.uint8)
-    options = {"shape": logits.shape, "size": (24, 64), "count": number.address, "prune": prune}
-    cuda_api.upsample_argmax(source.address, labels.address, **options)
-    assert np.array_equal(labels.array(), reference.upsample_argmax(logits[:count], (24, 64)))
-
-
 def test_upsample_argmax_of_many_classes(device, rng):
     check_argmax(device, rng, smooth(rng, 847, 4, 16), (16, 64), "float16")
     check_argmax(device, rng, ties(rng, 4096, 2, 3), (8, 9))
