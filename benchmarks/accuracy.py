@@ -1,6 +1,6 @@
 """How well a bundle segments: mIoU, outlines and agreement with torch, on Tabletop scenes or on a folder of yours.
 
-python benchmarks/accuracy.py --bundle bundles/tiny --weights checkpoints/
+python benchmarks/accuracy.py --bundle bundles/tiny --backend all
 python benchmarks/accuracy.py --bundle bundles/tiny --views both --views crops --views full
 python benchmarks/accuracy.py --bundle bundles/vitl --data ade20k/ --engine fp16
 """
@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -64,7 +64,13 @@ def main(
     engine: Annotated[
         list[str] | None, typer.Option(help="fp32, fp16 or bf16; repeatable (default: every precision of the bundle).")
     ] = None,
-    backend: Annotated[list[str] | None, typer.Option(help="onnxruntime, openvino or auto; repeatable.")] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="onnxruntime, onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx, auto or all (whatever can run the "
+            "bundle here); repeatable (default: auto)."
+        ),
+    ] = None,
     views: Annotated[
         list[ViewChoice] | None,
         typer.Option(help="both: crops and whole image merged (LGA on); crops or full: one alone; repeatable."),
@@ -120,7 +126,8 @@ def engine_runs(bundle: Bundle, backends: list[str], precisions: list[str] | Non
     from runtime.engines import choose_backend, graph_precision
 
     known = bundle.manifest.precisions
-    runs = [choose_backend(name, asked) for name in backends for asked in precisions or known]
+    names = [name for given in backends for name in libraries(bundle, given)]
+    runs = [choose_backend(name, asked) for name in names for asked in precisions or precisions_of(bundle, name)]
     for _, precision in runs:
         if graph_precision(precision) not in known:
             raise InputError(
@@ -128,6 +135,38 @@ def engine_runs(bundle: Bundle, backends: list[str], precisions: list[str] | Non
                 f"build it with --engine {precision}"
             )
     return list(dict.fromkeys(runs))
+
+
+def libraries(bundle: Bundle, backend: str) -> list[str]:
+    """What "auto" and "all" mean here: engines that were built for the GPU at hand, where there are any."""
+    from runtime.engines import BUILT, CPU_BACKENDS, best_backend
+
+    if backend not in ("auto", "all"):
+        return [backend]
+    best, _ = best_backend(bundle, None)
+    built: list[str] = [best] if best in BUILT else []
+    if backend == "auto":
+        return built or ["auto"]
+    return [name for name in CPU_BACKENDS if importlib.util.find_spec(name)] + built
+
+
+def precisions_of(bundle: Bundle, backend: str) -> list[Precision]:
+    """The bundle's, as far as the backend runs them; bf16 is a mode of OpenVINO, and engines are built for some."""
+    from runtime.engine_cache import graph_hash
+    from runtime.engines import BUILT
+    from runtime.manifest import Precision
+
+    known = [precision for precision in get_args(Precision) if precision in bundle.manifest.precisions]
+    if backend == "openvino":
+        return list(dict.fromkeys([*known, "bf16"]))
+    if backend == "onnxruntime":
+        return [precision for precision in known if precision != "bf16"]
+    if backend not in BUILT:
+        return known
+    built = {(one.key.stage, one.key.graph) for one in bundle.manifest.engines if one.key.backend == backend}
+    stages = bundle.manifest.stages
+    complete = [p for p in known if all((stage.name, graph_hash(bundle, stage, p)) in built for stage in stages)]
+    return complete or known  # opening says what is missing
 
 
 def open_data(data: Path | None, scenes: int | None, split: str | None, size: int | None) -> Dataset:

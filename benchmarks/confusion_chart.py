@@ -33,21 +33,30 @@ class Panel:
 def save_confusion(path: Path, counts: Counts, dataset: Dataset, title: str, note: str) -> None:
     """`counts` (K, K + 1) as in `Confusion`; `note` is a line below, "" for none."""
     if dataset.tabletop:
-        panels, width, height = tabletop_panels(counts), 14.0, 6.0
+        panels, width, height = tabletop_panels(counts), 11.0, 7.0
     else:
         panels = [largest_classes(counts, dataset.classes)]
         width = height = 3.5 + 0.42 * len(panels[0].columns)
     figure = Figure(figsize=(max(width, 8), height + 0.6), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
-    ratios = [len(panel.columns) + 1.5 for panel in panels]  # and the names of the rows
-    axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=ratios)
-    for one, panel in zip(axes[0], panels, strict=True):
-        draw(one, panel)
-    figure.suptitle(fill_lines(title, round(width * 9)), x=0.01, ha="left", fontsize=11, weight="bold")
+    for axes, panel in zip(arrange(figure, panels), panels, strict=True):
+        draw(axes, panel)
+    figure.suptitle(fill_lines(title, round(width * 11)), x=0.01, ha="left", fontsize=11, weight="bold")
     legend = "Rows: truth; columns: prediction; cells: percent of the row's pixels, empty under 0.5."
     below = f"\n{legend}\n{note}".rstrip()  # the first line is a gap to the slanted names
-    figure.supxlabel(fill_lines(below, round(width * 11)), x=0.01, ha="left", fontsize=9, color="#444444")
+    figure.supxlabel(fill_lines(below, round(width * 14)), x=0.01, ha="left", fontsize=9, color="#444444")
     figure.savefig(path, format="png")
+
+
+def arrange(figure: Figure, panels: Sequence[Panel]) -> list[Axes]:
+    """The first panel on the left, the others one below the other; cells of about the same size."""
+    if len(panels) == 1:
+        return [figure.subplots()]
+    first, *others = panels
+    heights = [len(panel.rows) + 1.5 for panel in others]  # and the names of the columns
+    widths = [len(first.columns) + 1.5, max(len(panel.columns) for panel in others) + 1.5]
+    grid = figure.add_gridspec(len(others), 2, width_ratios=widths, height_ratios=heights)
+    return [figure.add_subplot(grid[:, 0]), *(figure.add_subplot(grid[row, 1]) for row in range(len(others)))]
 
 
 def fill_lines(text: str, width: int) -> str:

@@ -1,7 +1,7 @@
 """The shipped weights segment as well as their card says, and mistakes of deployment do not go unnoticed.
 
 Two gates stand behind every change of the pipeline: accuracy (mean IoU on 32 scenes within half a point of the card)
-and parity (99.95 % of pixels labelled as by eager torch). Every mutant must fail at one of them at least.
+and parity (99.99 % of pixels labelled as by eager torch). Every mutant must fail at one of them at least.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RECORD = json.loads((FOLDER / "scores.json").read_text(encoding="utf-8"))  # `ma
 CARD_SCENES = RECORD["data"]["images"]
 CARD_MIOU = 100 * RECORD["scores"][0]["miou"]["all"]
 MIOU_TOLERANCE = 0.5  # points
-LEAST_AGREEMENT = 0.9995  # fp32 engines reach 0.99999
+LEAST_AGREEMENT = 0.9999  # fp32 engines reach 0.999999; the mildest mutant 0.9994
 
 Maps = list[npt.NDArray[Any]]
 

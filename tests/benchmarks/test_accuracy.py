@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accuracy_record, accuracy_run, confusion_chart, sheets
+from benchmarks import accuracy, accuracy_record, accuracy_run, confusion_chart, sheets
 from benchmarks.datasets import Identity, Tabletop
 from benchmarks.scene_vocabulary import VOCABULARY
 from benchmarks.scenes import make_scene
 from runtime.bundle import MANIFEST, Bundle, sha256
+from runtime.engine_cache import graph_hash
 from runtime.engines import open_engine
 from runtime.pipeline import Pipeline, Views
 
@@ -188,6 +189,45 @@ def test_two_scenes_from_end_to_end(small_bundle: Path, tmp_path: Path) -> None:
     assert set(fp32.miou) == {"all", "surfaces", "seen pairs", "unseen pairs", "small objects"}
     assert set(fp32.class_iou) == set(VOCABULARY)
     assert fp32.miou["all"] == pytest.approx(np.mean([iou for iou in fp32.class_iou.values() if iou is not None]))
+
+
+@pytest.mark.parametrize(
+    ("backends", "precisions", "expected"),
+    [
+        (["auto"], None, ["onnxruntime fp32", "onnxruntime fp16"]),
+        (["auto"], ["bf16"], ["openvino bf16"]),
+        (["all"], ["fp32"], ["onnxruntime fp32", "openvino fp32"]),
+        (
+            ["all", "onnxruntime"],
+            None,
+            ["onnxruntime fp32", "onnxruntime fp16", "openvino fp32", "openvino fp16", "openvino bf16"],
+        ),
+    ],
+)
+def test_what_auto_and_all_run(
+    small_bundle: Path, backends: list[str], precisions: list[str] | None, expected: list[str]
+) -> None:
+    runs = accuracy.engine_runs(Bundle.open(small_bundle), backends, precisions)
+    assert [" ".join(run) for run in runs] == expected
+
+
+def test_built_engines_run_in_the_precisions_that_they_were_built_in(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(small_bundle)
+    engines = [
+        SimpleNamespace(key=SimpleNamespace(stage=stage.name, backend="tensorrt", graph=graph_hash(bundle, stage, p)))
+        for stage in bundle.manifest.stages
+        for p in (("fp16", "fp32") if stage.name != "decoder" else ("fp16",))
+    ]
+    manifest = bundle.manifest.model_copy(update={"engines": tuple(engines)})
+    built = SimpleNamespace(root=bundle.root, manifest=manifest, graph_name=bundle.graph_name)
+    built.fingerprint = bundle.fingerprint
+    assert accuracy.precisions_of(built, "tensorrt") == ["fp16"]
+    assert accuracy.precisions_of(bundle, "tensorrt") == ["fp32", "fp16"]
+    monkeypatch.setattr("runtime.engines.best_backend", lambda *_: ("tensorrt", "fp16"))
+    assert accuracy.libraries(built, "auto") == ["tensorrt"]
+    assert accuracy.libraries(built, "all") == ["onnxruntime", "openvino", "tensorrt"]
 
 
 def test_bundles_are_compared_with_the_first(small_bundle: Path, bundle_copy: Path, tmp_path: Path) -> None:
