@@ -35,6 +35,8 @@ card: $(READY)
 	$(BIN)/python benchmarks/accuracy.py --scenes 64 --views both --views crops --views full
 	$(BIN)/python benchmarks/accuracy.py --scenes 128 --engine fp32 --no-torch --bundle bundles/tiny --bundle bundles/tiny-3x3 \
 		--bundle bundles/tiny-training-free --bundle bundles/tiny-192px --out out/card
+	for split in val hard; do $(BIN)/python benchmarks/accuracy.py --split $$split --scenes 128 --engine fp32 --no-torch \
+		--out out/card || exit 1; done
 	$(BIN)/python benchmarks/accuracy.py --scenes 256 --engine fp32 --no-torch --views both --views crops --views full --out out/views
 
 # TensorRT-RTX engines, on any machine: of the shipped weights, and of the full-size model with random ones (half an
