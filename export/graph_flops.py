@@ -15,13 +15,19 @@ NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFL
 
 
 def flop_shares(graph: Path, inputs: Tensors) -> dict[str, float]:
-    """Share of the multiplications in each type, for inputs of these shapes. Types are inferred from the file.
+    """Share of the multiplications in each type, for inputs of these shapes. Types are inferred from the file."""
+    totals = flop_counts(graph, {name: value.shape for name, value in inputs.items()})
+    return {name: count / sum(totals.values()) for name, count in totals.items()}
+
+
+def flop_counts(graph: Path, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Floating-point operations in each type, for inputs of these shapes.
 
     Only matrix products and convolutions count: in these networks they are over 99 % of the work.
     """
     model = onnx.load(graph, load_external_data=False)
     for value in model.graph.input:
-        for axis, length in zip(value.type.tensor_type.shape.dim, inputs[value.name].shape, strict=True):
+        for axis, length in zip(value.type.tensor_type.shape.dim, inputs[value.name], strict=True):
             axis.dim_value = length
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
@@ -38,7 +44,7 @@ def flop_shares(graph: Path, inputs: Tensors) -> dict[str, float]:
         if operations := flops(node, shapes):
             name = NAMES.get(types[node.output[0]], "other")
             totals[name] = totals.get(name, 0) + operations
-    return {name: count / sum(totals.values()) for name, count in sorted(totals.items())}
+    return dict(sorted(totals.items()))
 
 
 def flops(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
