@@ -18,9 +18,10 @@ from export.checkpoints import CheckpointFolder
 from export.presets import PRESETS
 from export.stages import stage_table
 from export.train_tiny import app, build_alignment, build_early, build_head, go_on_from, random_window, setting
-from export.training.alignment import Window, composition_loss, weighted_cross_entropy
+from export.training.alignment import AlignmentLoss, Window, composition_loss, weighted_cross_entropy
 from export.training.curves import draw_curves, read_curve
 from export.training.data import SceneSet, class_shares, normalise, scene_set
+from export.training.early import EarlyLoss
 from export.training.head import HeadLoss, class_maps
 from export.training.initial import start_patch_embedding
 from export.training.loop import Schedule, train
@@ -105,6 +106,32 @@ def test_candidates_hold_the_scene_and_no_unseen_pair(tmp_path: Path) -> None:
     assert len(set(found)) == 12
     assert {0, VOCABULARY.index("red ball")} <= set(found)
     assert not words.unseen[found].any()
+
+
+def test_losses_leave_nothing_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `--device cuda` needs, without a GPU: torch neither adds nor joins tensors of "meta" and of the CPU."""
+    config, vocabulary = setting(tmp_path)
+    words, side = vocabulary.to(torch.device("meta")), config.geometry.image_size
+    alignment, early = build_alignment(config).to("meta"), build_early(config, 192).to("meta")
+    # "meta" has shapes but no numbers, which these three ask for.
+    alignment.backbone.rope_embed.periods = torch.ones(alignment.backbone.rope_embed.periods.shape)
+    monkeypatch.setattr(Tensor, "item", lambda self: 0.0)
+    monkeypatch.setattr("export.training.alignment.outline_loss", lambda guess, targets, there: (guess * targets).sum())
+
+    def images(size: int) -> Tensor:
+        return torch.empty(1, 3, size, size, device="meta")
+
+    def labels(size: int) -> Tensor:
+        return torch.zeros(1, size, size, dtype=torch.long)
+
+    loss, _ = AlignmentLoss(words)(alignment, images(96), labels(96), Window((20, 20), 3, 5))
+    loss.backward()
+    loss, _ = EarlyLoss(alignment, words)(early, images(192), class_shares(labels(192), len(VOCABULARY), 16))
+    loss.backward()
+    features = torch.empty(1, config.geometry.grid**2, 192, device="meta")
+    head_loss = HeadLoss(words, torch.empty(len(VOCABULARY), 2, 192, device="meta"))
+    loss, _ = head_loss(build_head(config).to("meta"), images(side), features, labels(side), torch.arange(8)[None])
+    loss.backward()
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
