@@ -15,8 +15,8 @@ from kernels import cuda_api
 from runtime.bundle import Bundle
 from runtime.cuda.device import Device, DeviceTensor, PinnedArray
 from runtime.cuda.plan import FramePlan, Size, check_memory, needs_host, plan_frame
-from runtime.engines.base import Array
-from runtime.engines.tensorrt import Bound, OpenEngine, TensorRtEngine
+from runtime.engines.base import Array, Binding, DeviceEngine
+from runtime.engines.on_host import HostEngine
 from runtime.errors import EngineError
 from runtime.gpu import free_memory
 from runtime.manifest import PipelineSpec
@@ -38,7 +38,7 @@ class CudaPipeline:
         EngineError: a frame does not fit into the memory, an engine fails, or the process was forked.
     """
 
-    def __init__(self, bundle: Bundle, engines: Mapping[str, OpenEngine], max_memory: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, engines: Mapping[str, DeviceEngine], max_memory: int | None = None) -> None:
         self.engines = dict(engines)
         self._bundle, self._max_memory, self._process = bundle, max_memory, os.getpid()
         self._through_host: Pipeline | None = None
@@ -65,7 +65,7 @@ class CudaPipeline:
     def _host(self) -> Pipeline:
         """The same engines, with host arrays between them."""
         if self._through_host is None:
-            engines = {name: TensorRtEngine(opened) for name, opened in self.engines.items()}
+            engines = {name: HostEngine(opened) for name, opened in self.engines.items()}
             self._through_host = Pipeline(self._bundle.manifest.pipeline, engines)
         return self._through_host
 
@@ -116,7 +116,7 @@ class Frame:
         self,
         device: Device,
         spec: PipelineSpec,
-        engines: Mapping[str, OpenEngine],
+        engines: Mapping[str, DeviceEngine],
         plan: FramePlan,
         color: str,
         scores: bool,
@@ -130,7 +130,7 @@ class Frame:
         self._text: Array | None = None
         self._graph: Any = None
         self._calls = {call.site: call for call in plan.calls}
-        self._contexts: dict[Any, Bound] = {}
+        self._contexts: dict[Any, Binding] = {}
         try:
             for one in plan.buffers:
                 make: Callable[..., Any] = device.pinned if one.on_host else device.tensor

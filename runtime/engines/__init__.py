@@ -100,9 +100,9 @@ def open_stage(bundle: Bundle, stage: str, backend: Backend, precision: Precisio
         EngineError: the library cannot load the graph, or no engine was built for this GPU.
     """
     if backend in BUILT:
-        from runtime.engines.tensorrt import TensorRtEngine
+        from runtime.engines.on_host import HostEngine
 
-        return TensorRtEngine(open_built(bundle, stage, _built(backend), precision))
+        return HostEngine(open_built(bundle, stage, _built(backend), precision))
     if precision == "bf16":
         return open_engine(backend, bundle.onnx(stage, "fp32"), precision, threads)
     graph, typed = bundle.onnx(stage, precision), bundle.stage(stage).typed(precision)

@@ -8,29 +8,28 @@ from typing import Any
 
 import numpy as np
 
-from runtime.cuda.device import Device, DeviceTensor, PinnedArray
-from runtime.engines.base import Array, Tensors, contiguous
+from runtime.engines.base import Shapes
 from runtime.engines.tensorrt_library import Library
 from runtime.errors import EngineError
 from runtime.manifest import EngineEntry, Profile
 from runtime.profiles import accepts
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 class OpenEngine:
-    """A deserialised engine: the weights of a stage on the device.
+    """A deserialised engine, a `runtime.engines.base.DeviceEngine`.
 
     Raises:
         EngineError: the library refuses it.
     """
 
+    captures = True
+
     def __init__(self, library: Library, root: Path, entry: EngineEntry) -> None:
-        self.library, self.key = library, entry.key
+        self.library, self.key, self.stage = library, entry.key, entry.key.stage
         runtime = library.module.Runtime(library.logger)
         self.engine = runtime.deserialize_cuda_engine((root / entry.path).read_bytes())
         if self.engine is None:  # the library raises nothing
-            raise EngineError(f"stage {entry.key.stage}: the engine does not open: {library.last_error()}")
+            raise EngineError(f"stage {self.stage}: the engine does not open: {library.last_error()}")
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         output = library.module.TensorIOMode.OUTPUT
         self.outputs = [name for name in names if self.engine.get_tensor_mode(name) == output]
@@ -50,14 +49,17 @@ class OpenEngine:
         Raises:
             EngineError: the shapes lie outside every profile, or there is no memory for a context.
         """
-        profile = profile_of(self.key.stage, self.key.profiles, shapes)
+        profile = profile_of(self.stage, self.key.profiles, shapes)
         context = self.engine.create_execution_context()
         if context is None:
-            raise EngineError(f"stage {self.key.stage}: no execution context: {self.library.last_error()}")
+            raise EngineError(f"stage {self.stage}: no execution context: {self.library.last_error()}")
         context.set_optimization_profile_async(profile, stream)
         for name, shape in shapes.items():
             context.set_input_shape(name, shape)
         return Bound(self, context)
+
+    def close(self) -> None:
+        self.engine = None
 
 
 class Bound:
@@ -76,7 +78,7 @@ class Bound:
 
     def enqueue(self, stream: int) -> None:
         if not self._context.execute_async_v3(stream):
-            stage, reason = self._opened.key.stage, self._opened.library.last_error()
+            stage, reason = self._opened.stage, self._opened.library.last_error()
             raise EngineError(f"stage {stage}: the engine failed: {reason}")
 
 
@@ -90,50 +92,3 @@ def profile_of(stage: str, profiles: tuple[Profile, ...], shapes: Shapes) -> int
         f"stage {stage}: {given} lies outside every profile (the largest is {most}); for more classes build again "
         "with --most-classes"
     )
-
-
-class TensorRtEngine:
-    """Engine protocol: host arrays in and out, for one stage alone. Frames run through `runtime.cuda.pipeline`."""
-
-    def __init__(self, opened: OpenEngine) -> None:
-        self._device = Device()
-        self._stream = self._device.stream()
-        self._opened = opened
-        self._site: tuple[Shapes, Bound, dict[str, tuple[PinnedArray, DeviceTensor]]] | None = None
-        self.precision = self._opened.precision
-
-    def __call__(self, inputs: Tensors) -> dict[str, Array]:
-        self._device.enter()
-        arrays = contiguous(inputs)
-        bound, buffers = self._bind({name: array.shape for name, array in arrays.items()}, arrays)
-        for name, array in arrays.items():
-            host, device = buffers[name]
-            host.array[...] = array
-            host.upload(device, self._stream)
-        bound.enqueue(int(self._stream.handle))
-        for name in bound.outputs:
-            buffers[name][0].download(buffers[name][1], self._stream)
-        self._stream.sync()
-        return {name: buffers[name][0].array.copy() for name in bound.outputs}
-
-    def _bind(self, shapes: Shapes, arrays: Tensors) -> tuple[Bound, dict[str, tuple[PinnedArray, DeviceTensor]]]:
-        """The last shapes are kept: a stage alone is called with one shape after another only in comparisons."""
-        if self._site is None or self._site[0] != shapes:
-            bound = self._opened.bind(shapes, int(self._stream.handle))
-            self._release()
-            specs = {name: (array.shape, array.dtype) for name, array in arrays.items()} | bound.outputs
-            buffers = {name: (self._device.pinned(*one), self._device.tensor(*one)) for name, one in specs.items()}
-            self._device.sync()
-            bound.address({name: device.address for name, (_, device) in buffers.items()})
-            self._site = shapes, bound, buffers
-        return self._site[1], self._site[2]
-
-    def close(self) -> None:
-        self._stream.sync()
-        self._release()
-
-    def _release(self) -> None:
-        for pair in (self._site[2] if self._site else {}).values():
-            for buffer in pair:
-                buffer.close()
-        self._site = None

@@ -20,7 +20,8 @@ from runtime import Segmenter, engine_cache, gpu
 from runtime.bundle import Bundle
 from runtime.engine_cache import build_engines, engine_key
 from runtime.engines import tensorrt_build, tensorrt_library
-from runtime.engines.tensorrt import OpenEngine, TensorRtEngine
+from runtime.engines.on_host import HostEngine
+from runtime.engines.tensorrt import OpenEngine
 from runtime.engines.tensorrt_build import Job, build
 from runtime.engines.tensorrt_library import Library, load_library
 from runtime.engines.tensorrt_network import fused_attention
@@ -208,7 +209,7 @@ def test_the_pipeline_on_the_device(backend: str, on_device: tuple[Bundle, Libra
 def test_more_classes_than_were_built_for(on_device: tuple[Bundle, Library]) -> None:
     bundle, library = on_device
     entry = next(entry for entry in bundle.manifest.engines if entry.key.stage == "correlation")
-    engine = TensorRtEngine(OpenEngine(library, bundle.root, entry))
+    engine = HostEngine(OpenEngine(library, bundle.root, entry))
     shapes = {
         value.name: [300 if n == "classes" else n for n in value.shape] for value in bundle.stage("correlation").inputs
     }
@@ -221,13 +222,13 @@ def test_an_engine_that_does_not_open(on_device: tuple[Bundle, Library]) -> None
     entry = bundle.manifest.engines[0]
     (bundle.root / entry.path).write_bytes(b"garbage")
     with pytest.raises(EngineError, match=r"the engine does not open: Serialization assertion magicTag failed"):
-        TensorRtEngine(OpenEngine(library, bundle.root, entry))
+        HostEngine(OpenEngine(library, bundle.root, entry))
 
 
 def test_buffers_are_reused_and_freed(on_device: tuple[Bundle, Library]) -> None:
     bundle, library = on_device
     entry = next(entry for entry in bundle.manifest.engines if entry.key.stage == "correlation")
-    engine = TensorRtEngine(OpenEngine(library, bundle.root, entry))
+    engine = HostEngine(OpenEngine(library, bundle.root, entry))
     inputs = bundle.stage("correlation").inputs
     rng = np.random.default_rng(0)
     before = len(fake_cuda.Buffer.live)
