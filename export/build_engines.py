@@ -10,8 +10,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
-import numpy as np
-import numpy.typing as npt
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
@@ -32,7 +30,9 @@ from runtime.targets import EngineBackend, resolve
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and bad options do not wait for it
     from export.presets import ModelConfig
-    from export.request import Build
+    from export.request import Build, Request
+    from runtime.pipeline import Pipeline
+    from runtime.text import TextEmbedder
 
 
 class Graphs(str, Enum):
@@ -48,6 +48,7 @@ class RefinementChoice(str, Enum):
 
 class BackendChoice(str, Enum):
     onnxruntime = "onnxruntime"
+    onnxruntime_cuda = "onnxruntime-cuda"
     openvino = "openvino"
     tensorrt = "tensorrt"
     tensorrt_rtx = "tensorrt-rtx"
@@ -128,15 +129,29 @@ def main(
             build = build_bundle(request, folder)
         report(build, destination, random_weights)
         for name in built:
-            build_device_engines(destination, name, target or [], engine.value, request.photo)
+            build_device_engines(destination, name, target or [], engine.value, request)
 
 
 def build_device_engines(
-    root: Path, backend: EngineBackend, targets: list[str], asked: Precision, photo: npt.NDArray[np.uint8]
+    root: Path, backend: EngineBackend, targets: list[str], asked: Precision, request: Request
 ) -> None:
-    """From the finished bundle: what fails here leaves it as it is, and can be run again without the export."""
+    """From the finished bundle: what fails here leaves it as it is, and can be run again without the export.
+
+    Raises:
+        ParityError: an engine that can run here is wrong; the message names its first wrong tensor.
+    """
+    from export.engine_search import search_engine
+    from export.gate import mean_iou
+
+    def score(pipeline: Pipeline, embedder: TextEmbedder) -> float | None:
+        return mean_iou(request, pipeline, embedder.embed(bundle.manifest.vocabulary))
+
+    def search(stage: str) -> str:
+        return search_engine(bundle, stage, backend, asked, (), photo)
+
+    bundle, photo = Bundle.open(root), request.photo
     with spinner() as announce:
-        bundle = build_for(Bundle.open(root), backend, targets, asked, (), MOST_CLASSES, photo, announce)
+        bundle = build_for(bundle, backend, targets, asked, (), MOST_CLASSES, photo, announce, score, search)
     report_engines(bundle.manifest.engines, root)
 
 
@@ -175,7 +190,8 @@ def engine_runs(backends: list[str], engine: Graphs) -> tuple[tuple[Backend, Pre
     runs: list[tuple[Backend, Precision]] = []
     for backend in backends:
         name, default = choose_backend(backend, None)
-        asked = ("fp32", default, "fp16" if engine is Graphs.fp16 else "fp32")  # no CPU engine runs bf16 graphs
+        best = default if backend == "openvino" else "fp32"
+        asked = ("fp32", best, "fp16" if engine is Graphs.fp16 else "fp32")  # none of them runs typed bf16 graphs
         runs += [choose_backend(name, precision) for precision in dict.fromkeys(asked)]
     return tuple(runs)
 

@@ -28,6 +28,8 @@ from runtime.segmenter import TEXT_STAGE, text_embedder
 from runtime.text import TextEmbedder, Tokenizer
 from runtime.vocab import read_classes
 
+PACKAGES = {"onnxruntime-cuda": "onnxruntime-gpu"}  # what a backend is called where it is installed
+
 
 def build_bundle(request: Request, root: Path) -> Build:
     """Fills the folder `root` with a whole bundle.
@@ -150,7 +152,7 @@ def manifest(request: Request, spec: PipelineSpec, build: Build, root: Path) -> 
         "onnx",
         "onnxscript",
         "numpy",
-        *{backend for backend, _ in request.runs},
+        *{PACKAGES.get(backend, backend) for backend, _ in request.runs},
     )
     return Manifest(
         name=request.config.name,

@@ -11,7 +11,7 @@ from export.bisection import first_wrong
 from export.ladder import EMULATED
 from export.reference import BuiltStage
 from export.request import Request
-from runtime.engines import Backend, open_engine
+from runtime.engines import choose_backend, open_engine
 from runtime.engines.base import Array, Engine
 from runtime.errors import ParityError
 from runtime.manifest import EndToEnd, PipelineSpec, Precision, StageParity
@@ -110,7 +110,7 @@ def gate_stages(parities: list[StageParity], stages: list[BuiltStage]) -> None:
 
 def search(parity: StageParity, built: BuiltStage) -> str:
     """The first wrong tensor on the call that is worst."""
-    backend: Backend = "openvino" if parity.backend == "openvino" else "onnxruntime"
+    backend, _ = choose_backend(parity.backend, None)
     graph, precision = engine_graph(built, parity.precision)
     limit = LIMITS[precision].relative_rms
     for call in built.calls:

@@ -12,11 +12,11 @@ from rich.table import Table
 from runtime.bundle import Bundle
 from runtime.cli import console
 from runtime.engine_cache import build_engines, prune
-from runtime.engine_gate import check_engines
+from runtime.engine_gate import Score, check_engines
 from runtime.engines.base import Array
 from runtime.engines.tensorrt_build import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE
 from runtime.engines.tensorrt_library import Library, load_library
-from runtime.errors import EngineError, InputError
+from runtime.errors import EngineError, InputError, ParityError
 from runtime.gpu import find_gpu
 from runtime.manifest import EngineEntry, Precision
 from runtime.probe import probe_classes
@@ -32,8 +32,14 @@ def build_for(
     most_classes: int,
     photo: Array,
     announce: Callable[[str], None],
+    score: Score | None = None,
+    search: Callable[[str], str] | None = None,
 ) -> Bundle:
     """Builds the engines of every stage for the named targets; where they can run, they must pass the parity gate.
+
+    Args:
+        score: As for `check_engines`.
+        search: Names the first wrong tensor of a stage.
 
     Raises:
         ParityError: an engine differs too much from ONNX Runtime in fp32.
@@ -48,7 +54,14 @@ def build_for(
         raise InputError("--version-compatible needs a GPU with TensorRT-RTX; build on the device")
     bundle = build_engines(bundle, load_library(backend), found, asked, options, most_classes, announce)
     if gpu is not None and gpu.compute_capability in {target.compute_capability for target in found}:
-        return check_engines(bundle, backend, asked, photo, probe_classes(bundle.manifest.vocabulary), announce)
+        classes = probe_classes(bundle.manifest.vocabulary)
+        try:
+            return check_engines(bundle, backend, asked, photo, classes, announce, score)
+        except ParityError as error:
+            if not error.stage:
+                raise
+            hint = f"python export/engine_search.py {bundle.root} {error.stage} names the tensor"
+            raise ParityError(f"{error}; {search(error.stage) if search else hint}", error.stage) from None
     announce("no engine was run: the parity gate needs a GPU of that kind")
     return bundle
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from runtime.manifest import EndToEnd, Precision, StageParity
 from runtime.parity import compare, gate_end_to_end, objection, passes, worst
 from runtime.pipeline import Pipeline
 from runtime.segmenter import TEXT_STAGE, text_embedder
+from runtime.text import TextEmbedder
 
 REJECTED = "rejected"
+Score = Callable[[Pipeline, TextEmbedder], float | None]
 
 
 class Twin:
@@ -39,25 +42,28 @@ def check_engines(
     photo: Array,
     classes: Sequence[str],
     announce: Callable[[str], None] = lambda text: None,
+    score: Score | None = None,
 ) -> Bundle:
     """Compares every stage's engine, and whole frames, and writes what was found into the manifest.
 
     Args:
         photo: (H, W, 3) uint8 RGB.
+        score: Mean IoU on the scenes that the export was scored on, where they are at hand.
 
     Raises:
         ParityError: an engine is beyond the limits of its precision; all of this backend are kept aside.
     """
-    rows, run = measure(bundle, backend, asked, photo, classes, announce)
+    rows, run = measure(bundle, backend, asked, photo, classes, announce, score)
     wrong = next((row for row in rows if not passes(row)), None)
     try:
         if wrong is not None:
-            raise ParityError(objection(wrong))
+            raise ParityError(objection(wrong), wrong.stage)
         if not bundle.manifest.random_weights:
             gate_end_to_end([run])
     except ParityError as error:
         reject(bundle, backend)
-        raise ParityError(f"{error}; the engines are kept aside in {bundle.root / REJECTED}") from None
+        aside = f"the engines are kept aside in {bundle.root / REJECTED}"
+        raise ParityError(f"{error}; {aside}", error.stage) from None
     others = [row for row in bundle.manifest.parity if row.backend != backend]
     runs = [one for one in bundle.manifest.end_to_end if one.backend != backend]
     manifest = bundle.manifest.model_copy(update={"parity": (*others, *rows), "end_to_end": (*runs, run)})
@@ -72,13 +78,13 @@ def measure(
     photo: Array,
     classes: Sequence[str],
     announce: Callable[[str], None],
+    score: Score | None,
 ) -> tuple[list[StageParity], EndToEnd]:
+    """The worst call of every stage in the order of the data, and whole frames."""
     rows: list[StageParity] = []
     built: dict[str, Engine] = {}
     twins: dict[str, Twin] = {}
     for stage in bundle.manifest.stages:
-        if stage.name == TEXT_STAGE:
-            continue
         built[stage.name] = open_stage(bundle, stage.name, backend, asked, None)
         typed: Precision = "fp32" if asked == "fp32" else stage.typed(asked)
 
@@ -86,12 +92,22 @@ def measure(
             rows.append(compare(name, typed, backend, found, expected))
 
         twins[stage.name] = Twin(open_stage(bundle, stage.name, "onnxruntime", "fp32", None), built[stage.name], note)
-    text = text_embedder(bundle, "onnxruntime", None, None).embed(list(classes))
     announce(f"{backend} {asked} against onnxruntime fp32, stage by stage")
+    text_twin = twins.pop(TEXT_STAGE)
+    embedder = replace(
+        text_embedder(bundle, "onnxruntime", None, None), encode=lambda ids: text_twin({"token_ids": ids})["text"]
+    )
+    text = embedder.embed(list(classes))
     expected = Pipeline(bundle.manifest.pipeline, twins)(photo, text).labels
     announce(f"{backend} {asked} against onnxruntime fp32, end to end")
-    labels = Pipeline(bundle.manifest.pipeline, built)(photo, text).labels
-    return worst(rows), EndToEnd(backend=backend, precision=asked, agreement=float(np.mean(labels == expected)))
+    pipeline = Pipeline(bundle.manifest.pipeline, {name: built[name] for name in twins})
+    labels = pipeline(photo, text).labels
+    run = EndToEnd(backend=backend, precision=asked, agreement=float(np.mean(labels == expected)))
+    before = next((one for one in bundle.manifest.end_to_end if one.precision == "fp32" and one.miou is not None), None)
+    if score is not None and before is not None:
+        scores = {"miou": score(pipeline, embedder), "miou_reference": before.miou, "scenes": before.scenes}
+        run = run.model_copy(update=scores)
+    return worst(rows), run
 
 
 def reject(bundle: Bundle, backend: Backend) -> None:

@@ -30,9 +30,17 @@ class ExportError(Dinov3SegError):
 
 
 class ParityError(Dinov3SegError):
-    """An engine whose results differ from the reference by more than the tolerance."""
+    """An engine whose results differ from the reference by more than the tolerance.
+
+    Attributes:
+        stage: The first stage that is wrong; "" where only whole frames are.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, stage: str = "") -> None:
+        super().__init__(message)
+        self.stage = stage
 
 
 class OutputError(Dinov3SegError, OSError):
