@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+from itertools import tee
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -43,10 +45,16 @@ def segment(
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 (default: the backend's).")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: the library's choice).")] = None,
     legend: Annotated[bool, typer.Option(help="Draw class names into the picture.")] = True,
+    shortlist: Annotated[
+        int, typer.Option(help="Refine only classes among this many with the largest cosine at some pixel; 0: all.")
+    ] = 0,
+    reuse_global: Annotated[int, typer.Option(help="Look at the whole image in every n-th frame only.")] = 1,
+    crops: Annotated[str, typer.Option(help="all, or changed: look again only at crops that changed.")] = "all",
 ) -> None:
     """Writes the source with its classes painted over it, and prints the mean time of each stage."""
+    loading = {"backend": backend, "precision": precision, "threads": threads, "shortlist": shortlist}
     with one_line_errors():
-        timings = run(source, classes, bundle, out, backend, precision, threads, legend)
+        timings = run(source, classes, bundle, out, legend, loading, {"reuse_global": reuse_global, "crops": crops})
     console.print(timing_table(timings))
 
 
@@ -121,27 +129,24 @@ def run(
     classes: str,
     bundle: Path,
     out: Path,
-    backend: str,
-    precision: str | None,
-    threads: int | None,
     legend: bool,
+    loading: Mapping[str, Any],
+    streaming: Mapping[str, Any],
 ) -> list[dict[str, float]]:
-    """Segments every frame; returns the timings of each."""
+    """Segments every frame; returns the timings of each. The mappings are options of `Segmenter.load` and `stream`."""
     from runtime.segmenter import Segmenter
     from runtime.video import open_sink, open_source
 
+    threads = loading["threads"]
     if threads is not None and threads < 1:
         raise InputError(f"--threads is {threads}; expected at least 1")
     frames = open_source(source)
     sink = open_sink(out, frames)
     timings = []
-    with (
-        Segmenter.load(bundle, classes=classes, backend=backend, precision=precision, threads=threads) as segmenter,
-        sink,
-        progress_bar() as progress,
-    ):
-        for frame in progress.track(frames, total=frames.length, description="segmenting"):
-            result = segmenter(frame.image, scores=False)
+    with Segmenter.load(bundle, classes=classes, **loading) as segmenter, sink, progress_bar() as progress:
+        shown, looked_at = tee(progress.track(frames, total=frames.length, description="segmenting"))
+        results = segmenter.stream((frame.image for frame in looked_at), **streaming)
+        for frame, result in zip(shown, results, strict=True):
             sink.write(frame.name, result.overlay(frame.image, legend=legend))
             timings.append(result.timings)
     console.print(f"wrote {sink.target}", soft_wrap=True)

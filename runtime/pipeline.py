@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 import kernels
-from runtime.classes import select_classes
+from runtime.classes import refined_classes
 from runtime.engines.base import Array, Engine, Tensors
 from runtime.manifest import PipelineSpec
+from runtime.reuse import Refresh, Reuse
 from runtime.rope import rope_tables
 
 CLASS_CHUNK = 32  # classes decoded at once: about 20 MB of activations each at 160x160
@@ -25,11 +26,22 @@ Views = Literal["both", "crops", "full"]
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """labels (H, W) uint8 or uint16; scores (H, W) float32 or None; timings in milliseconds by stage."""
+    """labels (H, W) uint8 or uint16; scores (H, W) float32 or None; timings in milliseconds by stage; how many classes
+    went through refinement, None where that is not known on the host."""
 
     labels: Array
     scores: FloatArray | None
     timings: dict[str, float]
+    refined: int | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Backbone features of a stream's last frame: of the crops (n, g*g, C), of the whole image (1, G*G, C)."""
+
+    refresh: Refresh
+    local: FloatArray | None
+    whole: FloatArray | None
 
 
 class HasPrecision(Protocol):
@@ -44,7 +56,7 @@ class FramePipeline(Protocol):
     def engines(self) -> Mapping[str, HasPrecision]: ...
 
     def __call__(
-        self, photo: Array, text: FloatArray, *, color: str = "rgb", scores: bool = True
+        self, photo: Array, text: FloatArray, *, color: str = "rgb", scores: bool = True, reuse: Reuse | None = None
     ) -> PipelineResult: ...
 
     def close(self) -> None: ...
@@ -58,14 +70,19 @@ class Pipeline:
         engines: One for each stage of `export.stages.stage_table`, but the text encoder.
         views: What the backbone looks at: the crops and the whole image, merged (local-global aggregation, the
             model as published), or one of them alone, which is for measurements.
+        shortlist: Only classes among this many with the largest cosine at some pixel are refined; 0: all.
 
     Source: MODEL_SPEC sections 0, (f) and (g); golden/README "Order of operations".
     """
 
-    def __init__(self, spec: PipelineSpec, engines: Mapping[str, Engine], *, views: Views = "both") -> None:
+    def __init__(
+        self, spec: PipelineSpec, engines: Mapping[str, Engine], *, views: Views = "both", shortlist: int = 0
+    ) -> None:
         self.spec = spec
         self.engines = engines
         self.views = views
+        self.shortlist = shortlist
+        self._kept: Kept | None = None
         geometry = spec.geometry
         self._crop_tables = self._tables(geometry.crop_grid)
         self._full_tables = self._tables(geometry.grid)
@@ -74,10 +91,14 @@ class Pipeline:
         sin, cos = rope_tables(self.spec.rope_periods, (grid, grid), self.spec.prefix_tokens)
         return {"rope_sin": sin, "rope_cos": cos}
 
-    def __call__(self, photo: Array, text: FloatArray, *, color: str = "rgb", scores: bool = True) -> PipelineResult:
+    def __call__(
+        self, photo: Array, text: FloatArray, *, color: str = "rgb", scores: bool = True, reuse: Reuse | None = None
+    ) -> PipelineResult:
         """photo (H, W, 3) uint8 of any size, text (K, 2, C) float32 unit halves -> label map of the photo's size.
 
-        Scores are the sigmoid of the winning logit, or the winning cosine in the training-free pipeline.
+        Scores are the sigmoid of the winning logit, or the winning cosine in the training-free pipeline. `reuse`
+        belongs to a stream and says which backbone features of its last frame serve again; features are kept for
+        one stream, that of the last call with `reuse`.
         """
         timer = StageTimer()
         geometry = self.spec.geometry
@@ -86,12 +107,13 @@ class Pipeline:
             image, crops = kernels.preprocess(
                 photo, size=geometry.image_size, crop=crop, stride=geometry.stride, color=color
             )
-        features = self._features(image, crops, timer)
+            refresh = None if reuse is None else reuse.refresh(photo, color, self._kept and self._kept.refresh)
+        features = self._features(image, crops, refresh, timer)
         with timer("correlation"):
             cosines = self._run("correlation", features=features, text=text)["correlation"]
         if self.spec.refinement:
             sam_image = self._sam_image(photo, image, color)
-            kept = select_classes(cosines, self.spec.pad_len)
+            kept = refined_classes(cosines, self.spec.pad_len, self.shortlist)
             logits = self._refine(sam_image, cosines, text, kept, timer)
         else:
             kept = None
@@ -102,10 +124,10 @@ class Pipeline:
                 labels = kept.astype(np.uint8 if len(text) <= 255 else np.uint16)[labels]
             if winning is not None and self.spec.refinement:
                 winning = sigmoid(winning)
-        return PipelineResult(labels, winning, timer.finish())
+        return PipelineResult(labels, winning, timer.finish(), len(logits) if self.spec.refinement else None)
 
     def close(self) -> None:
-        self.engines = {}
+        self.engines, self._kept = {}, None
 
     def _refine(
         self,
@@ -127,15 +149,44 @@ class Pipeline:
         with timer("decoder"):
             return self._decode(refined["class_features"], guidance)
 
-    def _features(self, image: FloatArray, crops: FloatArray | None, timer: StageTimer) -> FloatArray:
-        """Refined patch features of the whole image, (G*G, C)."""
-        early, local, whole = self.spec.early_refinement, None, None
+    def _backbone(
+        self, image: FloatArray, crops: FloatArray | None, refresh: Refresh | None, timer: StageTimer
+    ) -> tuple[FloatArray | None, FloatArray | None]:
+        """Features of the crops (n, g*g, C) and of the whole image (1, G*G, C), as far as they are looked at."""
+        kept, local, whole = None, None, None
+        if refresh is not None:  # a frame that fails leaves nothing behind that is older than its stream thinks
+            kept, self._kept = self._kept, None
         if crops is not None:
             with timer("backbone crops"):
-                local = self._run("backbone", image=crops, **self._crop_tables)["features"]
+                old = None if kept is None else kept.local
+                local = self._crop_features(crops, range(len(crops)) if refresh is None else refresh.crops, old)
         if self.views != "crops":
             with timer("backbone full"):
-                whole = self._run("backbone", image=image, **self._full_tables)["features"]
+                if kept is not None and refresh is not None and not refresh.full:
+                    whole = kept.whole
+                else:
+                    whole = self._run("backbone", image=image, **self._full_tables)["features"]
+        if refresh is not None:
+            self._kept = Kept(refresh, local, whole)
+        return local, whole
+
+    def _crop_features(self, crops: FloatArray, anew: Sequence[int], kept: FloatArray | None) -> FloatArray:
+        """(n, g*g, C): those of `anew` computed, the others as kept."""
+        if kept is None or len(anew) == len(crops):
+            every: FloatArray = self._run("backbone", image=crops, **self._crop_tables)["features"]
+            return every
+        features = kept
+        if anew:
+            features = kept.copy()
+            features[list(anew)] = self._run("backbone", image=crops[list(anew)], **self._crop_tables)["features"]
+        return features
+
+    def _features(
+        self, image: FloatArray, crops: FloatArray | None, refresh: Refresh | None, timer: StageTimer
+    ) -> FloatArray:
+        """Refined patch features of the whole image, (G*G, C)."""
+        early = self.spec.early_refinement
+        local, whole = self._backbone(image, crops, refresh, timer)
         if early == "before_merge":
             with timer("anyup"):
                 if crops is not None and local is not None:
@@ -161,11 +212,12 @@ class Pipeline:
     def _decode(self, class_features: FloatArray, guidance: Tensors) -> FloatArray:
         """Class features (K, D, G, G) -> logits (K, 4G, 4G), a chunk of classes at a time."""
         maps = {name: guidance[name] for name in ("guidance1", "guidance2")}
-        chunks = [
-            self._run("decoder", class_features=class_features[start : start + CLASS_CHUNK], **maps)["logits"]
-            for start in range(0, len(class_features), CLASS_CHUNK)
-        ]
-        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+        # Filled in place: chunks joined at the end would be in memory twice.
+        logits = np.empty((len(class_features), *guidance["guidance2"].shape[2:]), np.float32)
+        for start in range(0, len(class_features), CLASS_CHUNK):
+            chunk = slice(start, start + CLASS_CHUNK)
+            logits[chunk] = self._run("decoder", class_features=class_features[chunk], **maps)["logits"]
+        return logits
 
     def _run(self, stage: str, **inputs: Array) -> dict[str, Array]:
         return self.engines[stage](inputs)

@@ -19,6 +19,7 @@ from runtime.errors import EngineError, InputError
 from runtime.images import as_pixels
 from runtime.live import newest
 from runtime.pipeline import FramePipeline
+from runtime.reuse import Reuse
 from runtime.segmentation import Segmentation
 from runtime.text import TextEmbedder, Tokenizer, default_cache_dir
 from runtime.video import open_source
@@ -64,6 +65,7 @@ class Segmenter:
         color: str = "rgb",
         threads: int | None = None,
         max_memory: int | None = None,
+        shortlist: int = 0,
         cache_dir: Path | None = DEFAULT_CACHE,
     ) -> Segmenter:
         """Opens a bundle, verifies its checksums and loads its engines.
@@ -77,6 +79,9 @@ class Segmenter:
             color: Channel order of the images to come, "rgb" or "bgr".
             threads: CPU threads for each engine; None: the library's choice.
             max_memory: Bytes of the GPU that frames may use beside the weights; None: nearly all that is free.
+            shortlist: Refine only classes that are among this many with the largest cosine at some pixel: faster with
+                long class lists, but not the same result; `benchmarks/accuracy.py --shortlist` says what it costs.
+                0: refine all.
             cache_dir: Where text embeddings are kept between runs; None: nowhere.
 
         Raises:
@@ -100,7 +105,7 @@ class Segmenter:
         if device == "cpu" and library not in CPU_BACKENDS:
             raise InputError(f"backend {library} does not run on device cpu; expected {' or '.join(CPU_BACKENDS)}")
         stages = [stage.name for stage in manifest.stages if stage.name != TEXT_STAGE]
-        pipeline = open_pipeline(opened, stages, library, chosen, threads, max_memory)
+        pipeline = open_pipeline(opened, stages, library, chosen, threads, max_memory, shortlist)
         embedder = text_embedder(opened, library, threads, cache_dir)
         for vocabulary in sorted(name for name in manifest.files if name.startswith("text/")):
             opened.verify(vocabulary)
@@ -157,14 +162,14 @@ class Segmenter:
             return [self._segment(one, color, scores) for one in image]
         return self._segment(image, color, scores)
 
-    def _segment(self, image: Any, color: str | None, scores: bool) -> Segmentation:
+    def _segment(self, image: Any, color: str | None, scores: bool, reuse: Reuse | None = None) -> Segmentation:
         order = "rgb" if hasattr(image, "getbands") else check_color(color or self._color)
         pixels = as_pixels(image)
         with self._lock:
             self._check_open()
             if self._text is None:
                 raise InputError("no classes are set; call set_classes([...]) or load with classes=[...]")
-            result = self._pipeline(pixels, self._text, color=order, scores=scores)
+            result = self._pipeline(pixels, self._text, color=order, scores=scores, reuse=reuse)
             return Segmentation(result.labels, self._classes, result.timings, result.scores)
 
     def submit(self, image: Any, *, color: str | None = None, scores: bool = True) -> Future[Segmentation]:
@@ -177,21 +182,39 @@ class Segmenter:
             return self._worker.submit(self.__call__, image, color=color, scores=scores)
 
     def stream(
-        self, source: str | Path | int | Iterable[Any], *, drop: bool = False, scores: bool = False
+        self,
+        source: str | Path | int | Iterable[Any],
+        *,
+        drop: bool = False,
+        scores: bool = False,
+        reuse_global: int = 1,
+        crops: str = "all",
     ) -> Iterator[Segmentation]:
         """Segments frame after frame.
 
         Args:
             source: A photo, folder, video file, stream URL or camera number, or an iterable of images.
             drop: Skip frames that arrive while one is being segmented, as a live camera needs.
+            reuse_global: Look at the whole image in every n-th segmented frame only; 1: in all of them.
+            crops: "changed": look again only at crops whose pixels changed, see `runtime.reuse`; "all": at all. Both
+                are faster and not the same result; `benchmarks/video.py` says what they cost.
+
+        Raises:
+            InputError: other values; at once. What the source raises comes with its frames.
         """
+        reuse = Reuse(self.bundle.manifest.pipeline.geometry, reuse_global=reuse_global, crops=crops)
+        return self._stream(source, drop, scores, reuse if (reuse_global, crops) != (1, "all") else None)
+
+    def _stream(
+        self, source: str | Path | int | Iterable[Any], drop: bool, scores: bool, reuse: Reuse | None
+    ) -> Iterator[Segmentation]:
         if isinstance(source, (str, Path, int)):
             frames: Iterable[Any] = (frame.image for frame in open_source(source))
             order = "rgb"
         else:
             frames, order = source, self._color
         for frame in newest(frames) if drop else frames:
-            yield self(frame, color=order, scores=scores)
+            yield self._segment(frame, order, scores, reuse)
 
     def close(self) -> None:
         """Waits for queued images and frees the engines. Later calls raise EngineError."""

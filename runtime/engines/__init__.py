@@ -139,19 +139,27 @@ def open_pipeline(
     precision: Precision,
     threads: int | None,
     max_memory: int | None,
+    shortlist: int,
 ) -> FramePipeline:
     """The order of the stages on the device of the backend: on a GPU with our kernels and built engines, one graph a
-    frame; elsewhere host arrays between engines."""
+    frame; elsewhere host arrays between engines.
+
+    Raises:
+        InputError: a shortlist that cannot be.
+        BundleError, EngineError: as `open_stage` and `open_built`.
+    """
     from kernels import cuda_api
+    from runtime.classes import check_shortlist
     from runtime.pipeline import Pipeline
 
+    check_shortlist(shortlist, bundle.manifest.pipeline)
     if backend in BUILT and cuda_api.available():
         from runtime.cuda.pipeline import CudaPipeline
 
         opened = {stage: open_built(bundle, stage, _built(backend), precision) for stage in stages}
-        return CudaPipeline(bundle, opened, max_memory)
+        return CudaPipeline(bundle, opened, max_memory, shortlist=shortlist)
     engines = {stage: open_stage(bundle, stage, backend, precision, threads) for stage in stages}
-    return Pipeline(bundle.manifest.pipeline, engines)
+    return Pipeline(bundle.manifest.pipeline, engines, shortlist=shortlist)
 
 
 def open_engine(backend: Backend, graph: Path, precision: Precision, threads: int | None) -> Engine:

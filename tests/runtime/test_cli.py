@@ -15,6 +15,7 @@ from small_models import random_photo
 from typer.testing import CliRunner, Result
 
 from runtime.__main__ import app, timing_table
+from runtime.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[2]
 Segment = Callable[..., Result]
@@ -88,6 +89,27 @@ def test_video(segment: Segment, tmp_path: Path) -> None:
     assert capture.read()[1].shape == (48, 64, 3)
 
 
+def test_video_that_reuses_features(segment: Segment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of equal photos: every picture is written under its own name, and the backbone is called once."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for i in range(3):
+        Image.fromarray(random_photo(40, 40)).save(photos / f"{i}.png")
+    stages: list[str] = []
+    real = Pipeline._run
+
+    def recording(self: Pipeline, stage: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        stages.append(stage)
+        return real(self, stage, **inputs)
+
+    monkeypatch.setattr(Pipeline, "_run", recording)
+    result = segment(photos, out, "--reuse-global", "4", "--crops", "changed", "--shortlist", "2")
+    assert result.exit_code == 0, result.stderr
+    first, *others = [np.asarray(Image.open(out / f"{i}.png")) for i in range(3)]
+    assert all(np.array_equal(first, other) for other in others)
+    assert [stages.count(stage) for stage in ("backbone", "correlation")] == [2, 3]
+
+
 def test_backend_and_precision(segment: Segment, photo: Path, tmp_path: Path) -> None:
     result = segment(photo, tmp_path / "out.png", "--backend", "openvino", "--precision", "fp32")
     assert result.exit_code == 0, result.stderr
@@ -127,6 +149,9 @@ def test_bad_source(name: str, content: bytes | None, code: int, words: str, seg
         (("--precision", "int8"), 2, "precision is 'int8'; expected one of fp32, fp16, bf16"),
         (("--precision", "bf16", "--backend", "onnxruntime"), 2, "use backend openvino for bf16"),
         (("--threads", "0"), 2, "--threads is 0; expected at least 1"),
+        (("--shortlist", "-1"), 2, "shortlist is -1; expected 0 (off)"),
+        (("--reuse-global", "0"), 2, "reuse_global is 0; expected 1"),
+        (("--crops", "few"), 2, "crops is 'few'; expected 'all' or 'changed'"),
     ],
 )
 def test_bad_options(
@@ -167,7 +192,7 @@ def test_ctrl_c(segment: Segment, photo: Path, tmp_path: Path, monkeypatch: pyte
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("runtime.segmenter.Segmenter.__call__", interrupt)
+    monkeypatch.setattr("runtime.segmenter.Segmenter._segment", interrupt)
     result = segment(photo, tmp_path / "out.png")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1].startswith("interrupted")

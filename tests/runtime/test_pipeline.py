@@ -6,91 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_models import random_photo
+from recording_engines import CROP_GRID, CROPS, GRID, IMAGE, PERIODS, PHOTO, Engines, spec, text
 
 import kernels
-from runtime.geometry import Geometry
-from runtime.manifest import PipelineSpec
+from runtime.classes import check_shortlist
+from runtime.errors import InputError
 from runtime.pipeline import CLASS_CHUNK, Pipeline, StageTimer, sigmoid, upsample_argmax
 from runtime.rope import rope_tables
-
-CHANNELS, GRID, CROP_GRID = 4, 6, 4
-PERIODS = (1.0, 7.5)
-Arrays = dict[str, np.ndarray]
-
-
-def spec(**changes: Any) -> PipelineSpec:
-    options: dict[str, Any] = {
-        "geometry": Geometry(image_size=96, crop_size=64, stride=32),
-        "sam_size": 96,
-        "rope_periods": PERIODS,
-        "prefix_tokens": 5,
-        "early_refinement": "after_merge",
-        "refinement": True,
-        "pad_len": 0,
-        "training_free_text": "local",
-    }
-    return PipelineSpec(**{**options, **changes})
-
-
-class Engines:
-    """Stages with simple arithmetic; `calls` holds (stage, inputs, outputs) in order."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, Arrays, Arrays]] = []
-
-    def __getitem__(self, stage: str) -> Any:
-        def call(inputs: Arrays) -> Arrays:
-            outputs = getattr(self, stage)(**inputs)
-            self.calls.append((stage, dict(inputs), outputs))
-            return outputs
-
-        return call
-
-    def of(self, stage: str) -> list[tuple[Arrays, Arrays]]:
-        return [(inputs, outputs) for name, inputs, outputs in self.calls if name == stage]
-
-    @property
-    def order(self) -> list[str]:
-        return [name for name, _, _ in self.calls]
-
-    def backbone(self, image: np.ndarray, rope_sin: np.ndarray, rope_cos: np.ndarray) -> Arrays:
-        patches = image.reshape(len(image), 3, image.shape[2] // 16, 16, -1, 16).mean(axis=(3, 5))
-        flat = patches.reshape(len(image), 3, -1).transpose(0, 2, 1)
-        assert rope_sin.shape == rope_cos.shape == (5 + flat.shape[1], 8)
-        features = np.concatenate([flat, flat[..., :1] ** 2], axis=2)
-        return {"features": np.ascontiguousarray(features, dtype=np.float32)}
-
-    def anyup(self, image: np.ndarray, features: np.ndarray) -> Arrays:
-        return {"refined": features + image.mean()}
-
-    anyup_crop = anyup
-
-    def correlation(self, features: np.ndarray, text: np.ndarray) -> Arrays:
-        return {"correlation": (text @ features.T).reshape(len(text), 2, GRID, GRID)}
-
-    def sam_encoder(self, image: np.ndarray) -> Arrays:
-        return {f"guidance{i}": np.full((1, 2, GRID << i, GRID << i), image.mean() + i) for i in range(3)}
-
-    def refinement(
-        self, correlation: np.ndarray, guidance0: np.ndarray, text: np.ndarray, present: np.ndarray
-    ) -> Arrays:
-        assert present.tolist() == [1.0] * len(text)
-        return {"class_features": correlation * 2}
-
-    def decoder(self, class_features: np.ndarray, guidance1: np.ndarray, guidance2: np.ndarray) -> Arrays:
-        assert guidance1.shape[2:] == (2 * GRID, 2 * GRID)
-        assert guidance2.shape[2:] == (4 * GRID, 4 * GRID)
-        return {"logits": class_features.mean(axis=1).repeat(4, axis=1).repeat(4, axis=2)}
-
-
-def text(classes: int, seed: int = 0) -> np.ndarray:
-    values = np.random.default_rng(seed).standard_normal((classes, 2, CHANNELS)).astype(np.float32)
-    return values / np.linalg.norm(values, axis=-1, keepdims=True)
-
-
-PHOTO = random_photo(50, 70)
-IMAGE, CROPS = kernels.preprocess(PHOTO, size=96, crop=64, stride=32)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +136,72 @@ def test_training_free_drops_no_class() -> None:
     engines = Engines()
     result = Pipeline(spec(refinement=False, pad_len=2), engines)(PHOTO, text(20))
     assert len(np.unique(result.labels)) > 2
+
+
+def test_any_number_of_classes_is_decoded_as_if_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = text(1000)
+    found = Pipeline(spec(), Engines())(PHOTO, embeddings)
+    monkeypatch.setattr("runtime.pipeline.CLASS_CHUNK", 1000)
+    engines = Engines()
+    at_once = Pipeline(spec(), engines)(PHOTO, embeddings)
+    assert len(engines.of("decoder")) == 1
+    assert found.labels.dtype == np.uint16
+    assert found.labels.max() > 255
+    assert np.array_equal(found.labels, at_once.labels)
+    assert np.array_equal(found.scores, at_once.scores)  # type: ignore[arg-type]
+
+
+# --- the shortlist
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(20, np.uint8), (300, np.uint16)])
+def test_only_the_shortlist_is_refined(classes: int, dtype: type) -> None:
+    engines, embeddings = Engines(), text(classes)
+    result = Pipeline(spec(), engines, shortlist=2)(PHOTO, embeddings)
+    cosines = engines.of("correlation")[0][1]["correlation"]
+    by_pixel = cosines.max(axis=1).reshape(classes, -1)
+    kept = np.unique(np.argsort(-by_pixel, axis=0)[:2])
+    [(inputs, _)] = engines.of("refinement")
+    assert np.array_equal(inputs["correlation"], cosines[kept])
+    assert np.array_equal(inputs["text"], embeddings[kept])
+    local = kernels.upsample_argmax(engines.of("decoder")[0][1]["logits"], size=(50, 70))
+    assert result.labels.dtype == dtype
+    assert np.array_equal(result.labels, kept[local])
+    assert result.refined == len(kept) < classes
+
+
+def test_a_shortlist_of_all_classes_changes_nothing() -> None:
+    embeddings = text(9)
+    expected = Pipeline(spec(), Engines())(PHOTO, embeddings)
+    for shortlist in (9, 100):
+        found = Pipeline(spec(), Engines(), shortlist=shortlist)(PHOTO, embeddings)
+        assert np.array_equal(found.labels, expected.labels)
+        assert np.array_equal(found.scores, expected.scores)  # type: ignore[arg-type]
+        assert found.refined == expected.refined == 9
+
+
+def test_a_shortlist_before_pad_len() -> None:
+    engines = Engines()
+    result = Pipeline(spec(pad_len=2), engines, shortlist=3)(PHOTO, text(20))
+    assert result.refined == len(engines.of("refinement")[0][0]["text"]) == 2
+
+
+def test_how_many_classes_were_refined() -> None:
+    assert Pipeline(spec(refinement=False), Engines())(PHOTO, text(20)).refined is None
+    assert Pipeline(spec(pad_len=4), Engines())(PHOTO, text(20)).refined == 4
+
+
+@pytest.mark.parametrize(
+    ("shortlist", "changes", "words"),
+    [
+        (-1, {}, r"shortlist is -1; expected 0 \(off\) or the number of classes"),
+        (3, {"refinement": False}, "shortlist is 3, but this bundle was built without refinement"),
+    ],
+)
+def test_shortlists_that_cannot_be(shortlist: int, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_shortlist(shortlist, spec(**changes))
+    check_shortlist(0, spec(refinement=False))
 
 
 def test_timings() -> None:
