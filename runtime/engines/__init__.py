@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from runtime.bundle import Bundle
-from runtime.engines.base import Engine
+from runtime.engines.base import DeviceEngine, Engine
 from runtime.errors import EngineError, InputError
 from runtime.manifest import Precision
 
@@ -38,6 +38,8 @@ def choose_backend(backend: str, precision: str | None) -> tuple[Backend, Precis
         backend = "openvino" if precision == "bf16" else "onnxruntime"
     if backend not in get_args(Backend):
         raise InputError(f"backend is {backend!r}; expected auto or one of {', '.join(get_args(Backend))}")
+    if backend == "onnxruntime-cuda" and precision == "bf16":
+        raise InputError("backend onnxruntime-cuda runs fp32 and fp16 graphs; use tensorrt or tensorrt-rtx for bf16")
     if backend == "onnxruntime" and precision == "bf16":
         raise InputError("ONNX Runtime has no bf16 arithmetic on a CPU; use backend openvino for bf16")
     if importlib.util.find_spec(MODULES.get(backend, backend)) is None:
@@ -105,10 +107,33 @@ def open_stage(bundle: Bundle, stage: str, backend: Backend, precision: Precisio
         return HostEngine(open_built(bundle, stage, _built(backend), precision))
     if precision == "bf16":
         return open_engine(backend, bundle.onnx(stage, "fp32"), precision, threads)
-    graph, typed = bundle.onnx(stage, precision), bundle.stage(stage).typed(precision)
-    if typed == "bf16":
-        graph, typed = bundle.onnx(stage, "fp32"), "fp32"
-    return open_engine(backend, graph, typed, threads)
+    return open_engine(backend, *_typed_graph(bundle, stage, precision), threads)
+
+
+def _typed_graph(bundle: Bundle, stage: str, precision: Precision) -> tuple[Path, Precision]:
+    """Verified, with what it computes in."""
+    if bundle.stage(stage).typed(precision) == "bf16":
+        precision = "fp32"
+    return bundle.onnx(stage, precision), bundle.stage(stage).typed(precision)
+
+
+def open_on_device(
+    bundle: Bundle, stage: str, backend: Backend, precision: Precision, max_memory: int | None
+) -> DeviceEngine:
+    """A stage between buffers of the GPU.
+
+    Args:
+        max_memory: Bytes that the activations of an ONNX Runtime session may take; None: what they need.
+
+    Raises:
+        BundleError: the bundle has no such graph, or it was altered.
+        EngineError: no library, no GPU, or no engine that was built for it.
+    """
+    if backend in BUILT:
+        return open_built(bundle, stage, _built(backend), precision)
+    from runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+    return OnnxRuntimeCudaEngine(bundle.stage(stage), *_typed_graph(bundle, stage, precision), max_memory)
 
 
 def open_built(
@@ -141,8 +166,8 @@ def open_pipeline(
     max_memory: int | None,
     shortlist: int,
 ) -> FramePipeline:
-    """The order of the stages on the device of the backend: on a GPU with our kernels and built engines, one graph a
-    frame; elsewhere host arrays between engines.
+    """The order of the stages on the device of the backend: on a GPU with our kernels between its engines, one graph a
+    frame where they can be captured; elsewhere host arrays between engines.
 
     Raises:
         InputError: a shortlist that cannot be.
@@ -153,10 +178,10 @@ def open_pipeline(
     from runtime.pipeline import Pipeline
 
     check_shortlist(shortlist, bundle.manifest.pipeline)
-    if backend in BUILT and cuda_api.available():
+    if backend not in CPU_BACKENDS and cuda_api.available():
         from runtime.cuda.pipeline import CudaPipeline
 
-        opened = {stage: open_built(bundle, stage, _built(backend), precision) for stage in stages}
+        opened = {stage: open_on_device(bundle, stage, backend, precision, max_memory) for stage in stages}
         return CudaPipeline(bundle, opened, max_memory, shortlist=shortlist)
     engines = {stage: open_stage(bundle, stage, backend, precision, threads) for stage in stages}
     return Pipeline(bundle.manifest.pipeline, engines, shortlist=shortlist)

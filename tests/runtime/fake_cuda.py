@@ -71,6 +71,10 @@ class Stream:
         self.is_early = False
         Stream.by_handle[self.handle] = self
 
+    @staticmethod
+    def from_handle(handle: int) -> Stream:
+        return Stream.by_handle[handle]
+
     def enqueue(self, work: Callable[[], None]) -> None:
         if not self._captured(("run", self, work)):
             self.work.append(work)
@@ -226,6 +230,7 @@ class LegacyPinnedMemoryResource:
 
 core = SimpleNamespace(
     Device=Device,
+    Stream=Stream,
     LegacyPinnedMemoryResource=LegacyPinnedMemoryResource,
     EventOptions=lambda timing_enabled: None,
 )

@@ -35,6 +35,7 @@ def test_choice(backend: str, precision: str | None, chosen: tuple[str, str]) ->
         ("tensorrt9", None, "backend is 'tensorrt9'; expected auto or one of"),
         ("auto", "int4", "precision is 'int4'; expected one of fp32, fp16, bf16"),
         ("onnxruntime", "bf16", "use backend openvino for bf16"),
+        ("onnxruntime-cuda", "bf16", "runs fp32 and fp16 graphs; use tensorrt or tensorrt-rtx for bf16"),
     ],
 )
 def test_bad_choice(backend: str, precision: str | None, words: str) -> None:
