@@ -134,6 +134,7 @@ def new_bundle(target: Path) -> Iterator[Path]:
     target = target.absolute()
     if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
         raise OutputError(f"{target} exists and is not a bundle; name another folder or remove it")
+    clear_leftovers(target)
     work = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         work.mkdir(parents=True)
@@ -160,6 +161,29 @@ def new_bundle(target: Path) -> Iterator[Path]:
             old.replace(target)
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def clear_leftovers(target: Path) -> None:
+    """Removes what killed builds of this bundle left, gigabytes maybe; a bundle that one had moved away returns."""
+    for kind in ("old", "partial"):
+        for path in target.parent.glob(f".{target.name}.*.{kind}"):
+            number = path.name.removeprefix(f".{target.name}.").removesuffix(f".{kind}")
+            if not number.isdigit() or is_running(int(number)):
+                continue
+            if kind == "old" and not target.exists():
+                path.replace(target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 def list_files(root: Path) -> dict[str, FileEntry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import warnings
@@ -12,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from runtime.errors import Dinov3SegError
+from runtime.errors import Dinov3SegError, OutputError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what any library raises where a disk takes no more
 # Messages hold brackets of their own, and a log file is as wide as the tables need.
 console = Console(stderr=True, markup=False, highlight=False, width=None if sys.stderr.isatty() else 130)
 
@@ -31,6 +33,12 @@ def one_line_errors() -> Iterator[None]:
     except Dinov3SegError as error:
         console.print(f"error: {error}", style="red", soft_wrap=True)
         raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        text = f"error: {error.strerror}: nothing unfinished is left; make room, or write to another disk"
+        console.print(text, style="red", soft_wrap=True)
+        raise typer.Exit(OutputError.exit_code) from None
     except KeyboardInterrupt:
         console.print("interrupted; nothing unfinished is left", style="red")
         raise typer.Exit(130) from None

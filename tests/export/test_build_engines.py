@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,13 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from processes import heed_ctrl_c
 from small_models import SMALL
 from typer.testing import CliRunner, Result
 
 from export.build_engines import Graphs, app, engine_runs
+from export.build_inputs import calibration_images
 from runtime.bundle import Bundle
+from runtime.errors import InputError
 from runtime.probe import generated_photo
 
 ROOT = Path(__file__).parents[2]
@@ -208,7 +212,44 @@ def test_a_stopped_build_keeps_the_old_bundle(sent: signal.Signals, code: int, b
     assert Bundle.open(bundle_copy).onnx("decoder", "fp32")
 
 
+def test_a_full_disk(bundle_copy: Path) -> None:
+    """A limit on the size of files stands in for the disk: the weights of the text encoder exceed it."""
+    limit = 8 << 20
+    command = [*SCRIPT, *SMALLEST, "--out", str(bundle_copy)]
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        "error: File too large: nothing unfinished is left; make room, or write to another disk"
+    )
+    assert left_in(bundle_copy.parent) == ["copy"]
+    assert Bundle.open(bundle_copy).onnx("decoder", "fp32")
+
+
 # --- parts
+
+
+def test_calibration_images_are_those_of_the_folder(tmp_path: Path) -> None:
+    colours = [(200, 0, 0), (0, 0, 200)]
+    for name, colour in zip(("b.png", "a.PNG"), colours, strict=True):
+        PIL.Image.new("RGB", (5, 3), colour).save(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    found = calibration_images(tmp_path)
+    assert [image[0, 0].tolist() for image in found] == [[0, 0, 200], [200, 0, 0]]
+    assert {image.shape for image in found} == {(3, 5, 3)}
+    shipped = calibration_images(None)
+    assert len(shipped) == 3
+    assert {image.dtype for image in shipped} == {np.dtype(np.uint8)}
+    for folder in (tmp_path / "none", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=f"--calibration {folder} holds no image; expected a folder with .png"):
+            calibration_images(folder)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +259,8 @@ def test_a_stopped_build_keeps_the_old_bundle(sent: signal.Signals, code: int, b
         (["onnxruntime"], "fp16", ["onnxruntime fp32", "onnxruntime fp16"]),
         (["openvino"], "fp32", ["openvino fp32", "openvino bf16"]),
         (["openvino"], "fp16", ["openvino fp32", "openvino bf16", "openvino fp16"]),
+        (["onnxruntime-cuda"], "fp32", ["onnxruntime-cuda fp32"]),
+        (["onnxruntime-cuda"], "fp16", ["onnxruntime-cuda fp32", "onnxruntime-cuda fp16"]),
         (["onnxruntime", "openvino"], "fp32", ["onnxruntime fp32", "openvino fp32", "openvino bf16"]),
     ],
 )

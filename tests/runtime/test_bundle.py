@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,6 +198,23 @@ def test_a_failed_build_leaves_the_old_bundle_and_nothing_else(error: type[BaseE
         raise error
     assert (old / MANIFEST).read_text() == "old"
     assert [path.name for path in old.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_killed_builds_left_is_cleared_away(moved: bool, old: Path) -> None:
+    """Also where one was killed between the two renames: the bundle that it had moved away comes back."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    partial = old.with_name(f".bundle.{ended.pid}.partial")
+    partial.mkdir()
+    if moved:
+        old.replace(old.with_name(f".bundle.{ended.pid}.old"))
+    running = old.with_name(f".bundle.{os.getppid()}.partial")
+    running.mkdir()
+    with pytest.raises(KeyboardInterrupt), new_bundle(old):
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in old.parent.iterdir()) == sorted(["bundle", running.name])
+    assert (old / MANIFEST).read_text() == "old"
 
 
 def test_interrupted_between_the_two_renames(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
