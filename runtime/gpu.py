@@ -23,7 +23,7 @@ def cuda_core() -> Any:
     """NVIDIA's cuda-core. Its classes left the `experimental` module with version 1.
 
     Raises:
-        EngineError: it is not installed.
+        EngineError: it is not installed, or cuda-bindings is not, which it imports but does not ask pip for.
     """
     for name in ("cuda.core", "cuda.core.experimental"):
         try:
@@ -32,7 +32,9 @@ def cuda_core() -> Any:
             continue
         if hasattr(module, "Device"):
             return module
-    raise EngineError("cuda-core is not installed; pip install cuda-core (it needs NVIDIA's driver only)")
+    raise EngineError(
+        "cuda-core or cuda-bindings is not installed; pip install cuda-core cuda-bindings (they need NVIDIA's driver only)"
+    )
 
 
 def find_gpu() -> Gpu | None:

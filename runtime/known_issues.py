@@ -67,8 +67,8 @@ ISSUES = (
     KnownIssue(
         "cuda-core missing",
         "broken",
-        lambda f: bool(f.driver or jetson(f)) and "cuda-core" not in f.packages,
-        "cuda-core is not installed: no GPU backend can run",
+        lambda f: bool(f.driver or jetson(f)) and not {"cuda-core", "cuda-bindings"} <= f.packages.keys(),
+        "cuda-core or cuda-bindings is not installed: no GPU backend can run",
         "pip install cuda-core cuda-bindings",
     ),
     KnownIssue(

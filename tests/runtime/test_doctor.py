@@ -39,7 +39,7 @@ SERVER = LAPTOP.model_copy(
         "cards": 1,
         "driver": "580.65.06",
         "power": "700.00 W",
-        "packages": {"onnxruntime": "1.32.0", "tensorrt": "11.4.0.12", "cuda-core": "1.2.2"},
+        "packages": {"onnxruntime": "1.32.0", "tensorrt": "11.4.0.12", "cuda-core": "1.2.2", "cuda-bindings": "13.5.0"},
     }
 )
 ORIN = LAPTOP.model_copy(
@@ -51,7 +51,7 @@ ORIN = LAPTOP.model_copy(
         "l4t": "36.4.3",
         "jetpack": "6.2",
         "power": "15W",
-        "packages": {"onnxruntime": "1.22.0", "tensorrt": "10.3.0", "cuda-core": "1.2.2"},
+        "packages": {"onnxruntime": "1.22.0", "tensorrt": "10.3.0", "cuda-core": "1.2.2", "cuda-bindings": "13.5.0"},
     }
 )
 THOR = ORIN.model_copy(
@@ -61,7 +61,7 @@ THOR = ORIN.model_copy(
         "l4t": "38.4.0",
         "jetpack": "7.1",
         "power": "MAXN",
-        "packages": {"onnxruntime": "1.24.0", "tensorrt": "10.13.3.9", "cuda-core": "1.2.2"},
+        "packages": {"onnxruntime": "1.24.0", "tensorrt": "10.13.3.9", "cuda-core": "1.2.2", "cuda-bindings": "13.5.0"},
     }
 )
 
@@ -95,13 +95,32 @@ def test_a_thor_with_jetpack_7_1() -> None:
     [
         (LAPTOP, {"cards": 1}, "driver missing", True),
         (SERVER, {"packages": {"tensorrt": "11.4"}}, "cuda-core missing", True),
+        (SERVER, {"packages": {"tensorrt": "11.4", "cuda-core": "1"}}, "cuda-core missing", True),
         (SERVER, {"packages": SERVER.packages | {"onnxruntime-gpu": "1.32.0"}}, "two ONNX Runtimes", True),
-        (SERVER, {"packages": {"onnxruntime-gpu": "1", "cuda-core": "1"}}, "ONNX Runtime without CUDA", True),
-        (SERVER, {"packages": {"tensorrt": "8.6.1", "cuda-core": "1"}}, "TensorRT too old", True),
-        (SERVER, {"packages": {"tensorrt": "10.7.0", "cuda-core": "1"}}, "fused attention of TensorRT 10.7", False),
         (
             SERVER,
-            {"packages": {"tensorrt": "10.16.1", "cuda-core": "1"}, "compute_capability": "12.0"},
+            {"packages": {"onnxruntime-gpu": "1", "cuda-core": "1", "cuda-bindings": "13"}},
+            "ONNX Runtime without CUDA",
+            True,
+        ),
+        (
+            SERVER,
+            {"packages": {"tensorrt": "8.6.1", "cuda-core": "1", "cuda-bindings": "13"}},
+            "TensorRT too old",
+            True,
+        ),
+        (
+            SERVER,
+            {"packages": {"tensorrt": "10.7.0", "cuda-core": "1", "cuda-bindings": "13"}},
+            "fused attention of TensorRT 10.7",
+            False,
+        ),
+        (
+            SERVER,
+            {
+                "packages": {"tensorrt": "10.16.1", "cuda-core": "1", "cuda-bindings": "13"},
+                "compute_capability": "12.0",
+            },
             "fused attention on Blackwell",
             False,
         ),
@@ -113,7 +132,12 @@ def test_a_thor_with_jetpack_7_1() -> None:
             "driver too old for CUDA 13",
             True,
         ),
-        (SERVER, {"packages": {"onnxruntime": "1.32.0", "cuda-core": "1"}}, "no engine for the GPU", False),
+        (
+            SERVER,
+            {"packages": {"onnxruntime": "1.32.0", "cuda-core": "1", "cuda-bindings": "13"}},
+            "no engine for the GPU",
+            False,
+        ),
         (LAPTOP, {"free_memory": 1 << 30}, "little memory", False),
         (LAPTOP, {"free_disk": 1 << 30}, "little room", False),
         (LAPTOP, {"broken": {"tensorrt": "libnvinfer.so.10: cannot open"}}, "tensorrt does not load", True),
