@@ -2,6 +2,7 @@
 
 python benchmarks/accuracy.py --bundle bundles/tiny --backend all
 python benchmarks/accuracy.py --bundle bundles/tiny --views both --views crops --views full
+python benchmarks/accuracy.py --bundle bundles/tiny --engine fp32 --no-torch --shortlist 1 --shortlist 3
 python benchmarks/accuracy.py --bundle bundles/vitl --data ade20k/ --engine fp16
 """
 
@@ -75,6 +76,14 @@ def main(
         list[ViewChoice] | None,
         typer.Option(help="both: crops and whole image merged (LGA on); crops or full: one alone; repeatable."),
     ] = None,
+    shortlist: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Measure too what it costs and gains to refine only classes that are among this many with the largest "
+            "cosine at some pixel; repeatable.",
+            min=1,
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads, torch's too (default: every core).", min=1)] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Folder of the checkpoints that the bundle was built from, for torch.")
@@ -100,7 +109,7 @@ def main(
         looks: list[Views] = [choice.value for choice in dict.fromkeys(views or [ViewChoice.both])]
         records = []
         for one, runs, reason in zip(opened, sides, without, strict=True):
-            record, findings = measure(one, dataset, runs, looks, reason, weights, used)
+            record, findings = measure(one, dataset, runs, looks, shortlist or [], reason, weights, used)
             print_report(record)
             records.append(record)
             for path in write(record, findings, dataset, one.root.resolve().name, out):
@@ -184,6 +193,7 @@ def measure(
     dataset: Dataset,
     sides: list[tuple[Backend, Precision]],
     views: list[Views],
+    shortlists: list[int],
     without_torch: str | None,
     weights: Path | None,
     threads: int,
@@ -194,7 +204,9 @@ def measure(
     from benchmarks.record import BundleIdentity, relative_command
 
     before, manifest = load_average(), bundle.manifest
-    contestants = open_contestants(bundle.root, sides, views, without_torch is None, weights, threads, dataset.classes)
+    contestants = open_contestants(
+        bundle.root, sides, views, without_torch is None, weights, threads, dataset.classes, shortlists
+    )
     console.print(f"{', '.join(one.title for one in contestants)}: {dataset.identity.images} pictures", soft_wrap=True)
     findings = evaluate(contestants, dataset)
     record = AccuracyRecord(

@@ -21,6 +21,9 @@ METHOD = {
     "pixel_accuracy": "share of pixels with the right class, ignored ones left out",
     "boundary_f": "F-score of boundary pixels with a partner within 2 px, by class, averaged over the classes present",
     "agreement": "share of pixels labelled as by the reference with the same views",
+    "refined": "mean number of classes that went through refinement",
+    "speedup": "of a shortlist: time without over time with it, same engine and views, median over pictures; the two "
+    "take turns picture by picture, and who begins changes",
     "seconds": "median over frames of one call, contestants in turn; latency.py is the exact instrument",
 }
 
@@ -32,15 +35,21 @@ class Score(Entry):
         views: "both" is local-global aggregation; "crops" and "full" are its halves.
         precision: By stage, read back from the engines.
         agreement: None for the reference itself.
+        shortlist: 0 where all classes are refined.
+        refined: None without refinement.
+        speedup: None where there is no shortlist.
     """
 
     contestant: str
     views: Views
+    shortlist: int = 0
     precision: dict[str, str]
     miou: dict[str, float | None]
     pixel_accuracy: float | None
     boundary_f: float | None
     agreement: float | None
+    refined: float | None = None
+    speedup: float | None = None
     seconds: float
     class_iou: dict[str, float | None]
 
@@ -99,6 +108,8 @@ def caveats(scores: Sequence[Score], random_weights: bool) -> list[str]:
 
 def print_report(console: Console, record: AccuracyRecord) -> None:
     console.print(score_table(record))
+    if any(score.shortlist for score in record.scores):
+        console.print(shortlist_table(record))
     if record.small_objects is not None:
         console.print(f"small objects (under 16 px): {record.small_objects}", highlight=False)
     missing = f" (no torch: {record.without_torch})" if record.without_torch else ""
@@ -120,7 +131,23 @@ def score_table(record: AccuracyRecord) -> Table:
         cells = [percent(one.miou[group]) for group in groups]
         cells += [percent(one.pixel_accuracy), percent(one.boundary_f)]
         agreement = "reference" if one.agreement is None else percent(one.agreement, 3)
-        table.add_row(one.contestant, one.views, *cells, agreement, f"{one.seconds:.3f}")
+        name = f"{one.contestant}, shortlist {one.shortlist}" if one.shortlist else one.contestant
+        table.add_row(name, one.views, *cells, agreement, f"{one.seconds:.3f}")
+    return table
+
+
+def shortlist_table(record: AccuracyRecord) -> Table:
+    """What each shortlist costs and gains beside the same engine without, in points of mIoU and in time."""
+    table = Table("contestant", "views", title=f"shortlists of {record.data.classes} classes")
+    for heading in ("shortlist", "classes refined", "mIoU", "cost, points", "speed-up of a frame"):
+        table.add_column(heading, justify="right")
+    for one in record.scores:
+        base = next(s for s in record.scores if (s.contestant, s.views, s.shortlist) == (one.contestant, one.views, 0))
+        miou, without = one.miou["all"], base.miou["all"]
+        cost = "-" if miou is None or without is None or one is base else f"{100 * (without - miou):.2f}"
+        refined = "-" if one.refined is None else f"{one.refined:.1f}"
+        gain = "-" if one.speedup is None else f"{one.speedup:.2f}x"
+        table.add_row(one.contestant, one.views, str(one.shortlist or "none"), refined, percent(miou), cost, gain)
     return table
 
 

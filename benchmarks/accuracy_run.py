@@ -6,6 +6,8 @@ import statistics
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from benchmarks.contestants import Name, Task, TorchModules, open_embedder
 from benchmarks.datasets import Dataset, Sample
 from benchmarks.segmentation_metrics import Boundaries, Confusion, Floats, SmallObjects, mean_of
 from runtime.bundle import Bundle
+from runtime.classes import check_shortlist
 from runtime.cli import console
 from runtime.engines import Backend, open_stage
 from runtime.engines.base import Engine
@@ -39,6 +42,7 @@ class Contestant:
     asked: Precision
     pipeline: Pipeline
     text: npt.NDArray[np.float32]
+    shortlist: int = 0
 
     @property
     def views(self) -> Views:
@@ -50,7 +54,8 @@ class Contestant:
 
     @property
     def title(self) -> str:
-        return self.name if self.views == "both" else f"{self.name}, {self.views} only"
+        only = "" if self.views == "both" else f", {self.views} only"
+        return f"{self.name}{only}" + (f", shortlist {self.shortlist}" if self.shortlist else "")
 
 
 @dataclass
@@ -82,6 +87,7 @@ class Tally:
     small: SmallObjects = field(init=False)
     boundaries: Boundaries = field(init=False)
     seconds: list[float] = field(default_factory=list)
+    refined: list[int] = field(default_factory=list)
     pixels: int = 0
     agreed: int = 0
 
@@ -106,8 +112,9 @@ def open_contestants(
     weights: Path | None,
     threads: int,
     classes: tuple[str, ...],
+    shortlists: Sequence[int] = (),
 ) -> list[Contestant]:
-    """Torch first if at all, then the engines as asked for; each with all views.
+    """Torch first if at all, then the engines as asked for; each with all views, the engines with all shortlists too.
 
     All are in memory at once. Engines are shared between views, embeddings between precisions.
 
@@ -116,6 +123,8 @@ def open_contestants(
     """
     opened, found = Bundle.open(bundle), []
     spec = opened.manifest.pipeline
+    for shortlist in shortlists:
+        check_shortlist(shortlist, spec)
     stages = [stage.name for stage in opened.manifest.stages if stage.name != TEXT_STAGE]
     runs: list[tuple[str, Backend, Precision]] = [(TORCH, sides[0][0], "fp32")] if with_torch else []
     texts: dict[str, npt.NDArray[np.float32]] = {}
@@ -139,7 +148,9 @@ def open_contestants(
             engines = {stage: modules.engine(stage) for stage in stages}
         else:
             engines = {stage: open_stage(opened, stage, backend, precision, threads) for stage in stages}
-        found += [Contestant(side, precision, Pipeline(spec, engines, views=view), texts[side]) for view in views]
+        for view, most in product(views, [0] if side == TORCH else [0, *shortlists]):
+            pipeline = Pipeline(spec, engines, views=view, shortlist=most)
+            found.append(Contestant(side, precision, pipeline, texts[side], most))
     return found
 
 
@@ -160,24 +171,36 @@ def evaluate(contestants: Sequence[Contestant], dataset: Dataset) -> Findings:
     samples: Iterable[Sample] = track(
         dataset, "segmenting", dataset.identity.images, console=console, transient=True, disable=not console.is_terminal
     )
+    turns = list(range(len(contestants)))
     for sample in samples:
-        maps: list[LabelMap] = []
-        for contestant, tally, reference in zip(contestants, tallies, references, strict=True):
-            result = contestant.pipeline(sample.image, contestant.text, scores=False)
-            maps.append(result.labels)
-            tally.seconds.append(result.timings["total"] / 1e3)
-            tally.add(sample, result.labels, maps[reference])
+        maps: dict[int, LabelMap] = {}
+        for index in turns:
+            result = contestants[index].pipeline(sample.image, contestants[index].text, scores=False)
+            maps[index] = result.labels
+            tallies[index].seconds.append(result.timings["total"] / 1e3)
+            tallies[index].refined += [] if result.refined is None else [result.refined]
+        turns.reverse()
+        for index, (tally, reference) in enumerate(zip(tallies, references, strict=True)):
+            tally.add(sample, maps[index], maps[reference])
         if len(examples) < SHOWN:
             examples.append(Example(sample.name, sample.image, sample.truth, maps[0], maps[rival]))
     scores = [
-        score(contestant, tally, dataset, is_reference=reference == index)
-        for index, (contestant, tally, reference) in enumerate(zip(contestants, tallies, references, strict=True))
+        score(contestant, tally, dataset, is_reference=reference == index, without=without)
+        for index, (contestant, tally, reference, without) in enumerate(
+            zip(contestants, tallies, references, without_shortlist(contestants, tallies), strict=True)
+        )
     ]
     titles = contestants[0].title, contestants[rival].title
     return Findings(scores, tallies[0].confusion.counts, examples, titles, tallies[0].small.objects)
 
 
-def score(contestant: Contestant, tally: Tally, dataset: Dataset, is_reference: bool) -> Score:
+def without_shortlist(contestants: Sequence[Contestant], tallies: Sequence[Tally]) -> list[Tally]:
+    """Of every contestant, the tally of the same engine and views that refines all classes."""
+    full = {(one.name, one.views): tally for one, tally in zip(contestants, tallies, strict=True) if not one.shortlist}
+    return [full[one.name, one.views] for one in contestants]
+
+
+def score(contestant: Contestant, tally: Tally, dataset: Dataset, is_reference: bool, without: Tally) -> Score:
     ious = tally.confusion.ious()
     miou = {"all": mean_of(ious)} | {name: mean_of(ious, members) for name, members in dataset.groups.items()}
     if dataset.tabletop:
@@ -185,11 +208,14 @@ def score(contestant: Contestant, tally: Tally, dataset: Dataset, is_reference: 
     return Score(
         contestant=contestant.name,
         views=contestant.views,
+        shortlist=contestant.shortlist,
         precision={stage: engine.precision for stage, engine in contestant.pipeline.engines.items()},
         miou=miou,
         pixel_accuracy=tally.confusion.accuracy(),
         boundary_f=mean_of(tally.boundaries.scores()),
         agreement=None if is_reference else tally.agreed / tally.pixels,
+        refined=statistics.mean(tally.refined) if tally.refined else None,
+        speedup=statistics.median(map(truediv, without.seconds, tally.seconds)) if contestant.shortlist else None,
         seconds=statistics.median(tally.seconds),
         class_iou=by_class(dataset.classes, ious),
     )

@@ -83,7 +83,8 @@ def test_views_change_the_features_and_skip_a_backbone_call(small_bundle: Path) 
 def test_the_sheet_sets_the_first_beside_the_last_with_the_same_views() -> None:
     def contestant(side: str, views: Views, label: int) -> accuracy_run.Contestant:
         def pipeline(image: np.ndarray, text: np.ndarray, scores: bool) -> Any:
-            return SimpleNamespace(labels=np.full(image.shape[:2], label, np.uint8), timings={"total": 1.0})
+            labels = np.full(image.shape[:2], label, np.uint8)
+            return SimpleNamespace(labels=labels, timings={"total": 1.0}, refined=3)
 
         pipeline.views, pipeline.engines = views, {}
         return accuracy_run.Contestant(side, "fp32", pipeline, np.zeros((1, 2, 4), np.float32))
@@ -95,6 +96,28 @@ def test_the_sheet_sets_the_first_beside_the_last_with_the_same_views() -> None:
     found = accuracy_run.evaluate(contestants, Tabletop("test", 1, 96))
     assert found.titles == ("a fp32", "b fp32")
     assert [np.unique(labels) for labels in (found.examples[0].first, found.examples[0].last)] == [[0], [2]]
+
+
+def test_what_a_shortlist_gains_is_measured_picture_by_picture() -> None:
+    """Beside the same engine without; who begins changes."""
+    order: list[int] = []
+
+    def contestant(shortlist: int, milliseconds: list[float]) -> accuracy_run.Contestant:
+        times = iter(milliseconds)
+
+        def pipeline(image: np.ndarray, text: np.ndarray, scores: bool) -> Any:
+            order.append(shortlist)
+            labels = np.full(image.shape[:2], shortlist, np.uint8)
+            return SimpleNamespace(labels=labels, timings={"total": next(times)}, refined=2 * shortlist or 69)
+
+        pipeline.views, pipeline.engines = "both", {}
+        return accuracy_run.Contestant("a", "fp32", pipeline, np.zeros((1, 2, 4), np.float32), shortlist)
+
+    contestants = [contestant(0, [10, 40, 90]), contestant(3, [5, 10, 10])]
+    full, short = accuracy_run.evaluate(contestants, Tabletop("test", 3, 96)).scores
+    assert order == [0, 3, 3, 0, 0, 3]
+    assert (full.shortlist, full.refined, full.speedup, full.agreement) == (0, 69, None, None)
+    assert (short.shortlist, short.refined, short.speedup, short.agreement) == (3, 6, 4, 0)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -189,6 +212,22 @@ def test_two_scenes_from_end_to_end(small_bundle: Path, tmp_path: Path) -> None:
     assert set(fp32.miou) == {"all", "surfaces", "seen pairs", "unseen pairs", "small objects"}
     assert set(fp32.class_iou) == set(VOCABULARY)
     assert fp32.miou["all"] == pytest.approx(np.mean([iou for iou in fp32.class_iou.values() if iou is not None]))
+
+
+def test_shortlists_from_end_to_end(small_bundle: Path, tmp_path: Path) -> None:
+    done = run(
+        *("--bundle", small_bundle, "--scenes", "1", "--size", "96", "--no-torch", "--engine", "fp32"),
+        *("--threads", "1", "--shortlist", "1", "--shortlist", "69", f"--out={tmp_path}"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "shortlists of 69 classes" in done.stderr
+    [data] = tmp_path.glob("cpu-*/*.json")
+    found = accuracy_record.AccuracyRecord.model_validate_json(data.read_text())
+    assert [(one.contestant, one.shortlist) for one in found.scores] == [("onnxruntime fp32", m) for m in (0, 1, 69)]
+    every, one, all_listed = found.scores
+    assert (every.refined, all_listed.refined, all_listed.agreement) == (69, 69, 1)
+    assert 1 <= (one.refined or 0) < 69
+    assert (one.speedup or 0) > 0
 
 
 @pytest.mark.parametrize(
