@@ -73,6 +73,29 @@ def session(model: bytes) -> Callable[[dict[str, Array]], list[Array]]:
     return lambda inputs: opened.run(None, inputs)
 
 
+def next_best() -> str | None:
+    """The instruction set after the one in use: an older processor of the same kind has it as its best."""
+    info = kernels.build_info()
+    later = info["simd"][info["simd"].index(info["cpu"]) + 1 :]
+    return later[0] if later else None
+
+
+def with_older(ours: Run) -> dict[str, Run]:
+    """Ours once more with the instructions of an older processor, where there is one."""
+    best, older = kernels.build_info()["cpu"], next_best()
+    if older is None:
+        return {}
+
+    def run(i: int) -> Any:
+        _kernels.use_instructions(older)
+        try:
+            return ours(i)
+        finally:
+            _kernels.use_instructions(best)
+
+    return {f"ours, {older}": run}
+
+
 def cases(logits: Callable[[int], Array], source: str) -> Iterator[Case]:
     """`logits(K)` are smooth ones (K, 160, 160); `source` says whose."""
     yield from (lga_merge(4, 16), lga_merge(9, 8))
@@ -123,6 +146,7 @@ def lga_merge(count: int, stride: int, channels: int = 1024) -> Case:
         operations=crops.size + 2 * full.size,
         contestants={
             "ours": ours,
+            **with_older(ours),
             "ours, float16": ours_half,
             "numpy slices": numpy_slices,
             "torch fold": torch_fold,
@@ -154,8 +178,12 @@ def upsample_argmax(inputs: str, logits: Array) -> Case:
             best[wins], found[wins] = value[wins], k
         return found
 
+    def ours(i: int) -> Array:
+        return kernels.upsample_argmax(sets[i % len(sets)][0], size, out=labels)
+
     contestants: dict[str, Run] = {
-        "ours": lambda i: kernels.upsample_argmax(sets[i % len(sets)][0], size, out=labels),
+        "ours": ours,
+        **with_older(ours),
         "ours, direct": direct,
         "ours, strips": lambda i: kernels.upsample_argmax(strips[i % 2], size, out=labels),
         "torch": torch_argmax,
@@ -204,6 +232,7 @@ def preprocess(crop: int, stride: int) -> Case:
         operations=3 * (3 * 1280 * SIZE + 5 * SIZE * SIZE),
         contestants={
             "ours": ours,
+            **with_older(ours),
             "OpenCV and numpy": opencv,
             "torch": torch_resize,
             "numpy": lambda i: reference.preprocess(sets[i % len(sets)][0], SIZE, crop, stride),

@@ -100,7 +100,13 @@ def table(record: KernelRecord) -> Table:
 
 
 def sentences(cases: Sequence[Measured]) -> list[str]:
+    found = []
+    for contestant in ("ours, avx2", "ours, sse2", "ours, direct"):
+        ratios = [timing.ratio for case in cases for timing in case.timings if timing.contestant == contestant]
+        if ratios:
+            found.append(f"{contestant}: {min(ratios):.2f} to {max(ratios):.2f} times as long as ours")
     agreements = [case.agreement for case in cases if case.agreement is not None]
-    if not agreements:
-        return []
-    return [f"labels as torch's: {min(agreements):.4%} at the least (torch and ours round and break ties differently)"]
+    if agreements:
+        least = f"{min(agreements):.4%} at the least"
+        found.append(f"labels as torch's: {least} (torch and ours round and break ties differently)")
+    return found

@@ -100,4 +100,5 @@ NB_MODULE(_kernels, module) {
     module.def("upsample_argmax", &upsample_argmax, "logits"_a.noconvert(), "storage"_a, "labels"_a.noconvert(),
                "scores"_a.noconvert().none(), "prune"_a = true);
     module.def("build_info", &build_info);
+    module.def("use_instructions", [](const char* name) { kernels::use_instructions(name); }, "name"_a);
 }

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+MOST_BYTES = 2**62  # of one array: NumPy has a ValueError of its own beyond, which names no argument
 MAX_CLASSES = 65535  # uint16 labels, with 65535 kept for "no class"
 
 
@@ -87,14 +88,14 @@ def stored_dtype(name: str, value: Any, bfloat16: bool) -> str:
 def stored(name: str, value: Any, dtype: str, layout: str) -> None:
     """`layout` names the axes, e.g. "(K, h, w)". Never copied: these arrays are large."""
     _stored_array(name, value, dtype, layout)
-    if not (value.flags.c_contiguous and value.flags.aligned):
+    if not value.flags.c_contiguous:
         raise ValueError(f"{name}: got a non-contiguous array, expected C order: pass np.ascontiguousarray({name})")
 
 
 def logits(value: Any, dtype: str) -> None:
     _stored_array("logits", value, dtype, "(K, h, w)")
     in_order = value.flags.c_contiguous or value.transpose(1, 0, 2).flags.c_contiguous
-    if not (in_order and value.flags.aligned):
+    if not in_order:
         raise ValueError(
             "logits: got a non-contiguous array, expected C order or the view strips.transpose(1, 0, 2) of C-ordered "
             "(h, K, w) strips: pass np.ascontiguousarray(logits)"
@@ -109,6 +110,8 @@ def _stored_array(name: str, value: Any, dtype: str, layout: str) -> None:
         fail(name, value, expected)
     if value.size == 0:
         fail(name, value, f"{expected} with no axis of 0")
+    if not value.flags.aligned:
+        raise ValueError(f"{name}: got a misaligned array, expected one at a multiple of {wanted.itemsize} bytes")
 
 
 def element_dtype(dtype: str) -> np.dtype[Any]:
@@ -157,11 +160,15 @@ def output(
     """`buffer` if it can hold the result, or a new array where it is None."""
     wanted = np.dtype(dtype)
     if buffer is None:
+        if math.prod(shape) * wanted.itemsize > MOST_BYTES:
+            fail(name, shape, "a result that addresses can reach")
         return _on_a_cache_line(shape, wanted)
     if not isinstance(buffer, np.ndarray) or buffer.dtype != wanted or buffer.shape != shape:
         fail(name, buffer, f"{wanted} array of shape {shape}")
-    if not (buffer.flags.c_contiguous and buffer.flags.aligned):
+    if not buffer.flags.c_contiguous:
         raise ValueError(f"{name}: got a non-contiguous array, expected C order")
+    if not buffer.flags.aligned:
+        raise ValueError(f"{name}: got a misaligned array, expected one at a multiple of {wanted.itemsize} bytes")
     if not buffer.flags.writeable:
         raise ValueError(f"{name}: got a read-only array, expected a writable one")
     if any(np.may_share_memory(buffer, other) for other in not_touching if other is not None):

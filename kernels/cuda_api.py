@@ -134,7 +134,7 @@ def upsample_argmax(
     label_bytes = 1 if checks.label_dtype(classes)(0).nbytes == 1 else 2
     out_height, out_width = checks.height_width("size", size)
     storage, itemsize = _dtype(dtype)
-    class_stride, row_stride = _strides(strides, (height * width, width), width)
+    class_stride, row_stride = _strides(strides, classes, height, width)
     extent = (classes - 1) * class_stride + (height - 1) * row_stride + width
     inputs = [_range("logits", logits, extent * itemsize, itemsize)]
     outputs = [_range("labels", labels, out_height * out_width * label_bytes, label_bytes)]
@@ -177,16 +177,21 @@ def _stream(value: Any) -> int:
     return checks.integer("stream", value, low=0, high=2**64 - 1)
 
 
-def _strides(value: Any, default: tuple[int, int], width: int) -> tuple[int, int]:
-    """Each at least a row: classes and rows then never overlap, whichever of the two is the outer one."""
+def _strides(value: Any, classes: int, height: int, width: int) -> tuple[int, int]:
+    """Each at least a row, and the outer of the two at least all that the inner one spans: nothing overlaps."""
     if value is None:
-        return default
+        return height * width, width
     try:
         by_class, by_row = value
     except (TypeError, ValueError):
         checks.fail("strides", value, "(class stride, row stride) in elements")
     high = 2**40
-    return checks.integer("strides[0]", by_class, width, high), checks.integer("strides[1]", by_row, width, high)
+    by_class = checks.integer("strides[0]", by_class, width, high)
+    by_row = checks.integer("strides[1]", by_row, width, high)
+    plane, strip = (height - 1) * by_row + width, (classes - 1) * by_class + width
+    if by_class < plane and by_row < strip and classes > 1 and height > 1:
+        checks.fail("strides", (by_class, by_row), f"[0] of {plane} or [1] of {strip} at least: classes overlap")
+    return by_class, by_row
 
 
 def _shape(value: Any, layout: str) -> tuple[int, int, int]:

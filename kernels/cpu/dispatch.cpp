@@ -1,5 +1,6 @@
 #include "dispatch.hpp"
 
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -35,24 +36,28 @@ std::vector<Choice> choices() {
     return found;
 }
 
-const Instructions& choose() {
-    const char* const wanted = std::getenv("DINOV3SEG_CPU");
+// `asked_by` names who wants it, for the message.
+const Instructions* choose(const std::string& asked_by, const char* wanted) {
     std::string available;
     for (const Choice& choice : choices()) {
         if (!choice.available) continue;
-        if (!wanted || !*wanted || choice.instructions->name == std::string(wanted)) return *choice.instructions;
+        if (!wanted || !*wanted || choice.instructions->name == std::string(wanted)) return choice.instructions;
         available += (available.empty() ? "" : ", ") + std::string(choice.instructions->name);
     }
-    throw std::invalid_argument("DINOV3SEG_CPU: got '" + std::string(wanted) +
+    throw std::invalid_argument(asked_by + ": got '" + std::string(wanted) +
                                 "', expected one of those that this processor has: " + available);
+}
+
+std::atomic<const Instructions*>& in_use() {
+    static std::atomic<const Instructions*> chosen{choose("DINOV3SEG_CPU", std::getenv("DINOV3SEG_CPU"))};
+    return chosen;
 }
 
 }  // namespace
 
-const Instructions& instructions() {
-    static const Instructions& chosen = choose();
-    return chosen;
-}
+const Instructions& instructions() { return *in_use(); }
+
+void use_instructions(const std::string& name) { in_use() = choose("instructions", name.c_str()); }
 
 std::vector<std::string> compiled_instructions() {
     std::vector<std::string> names;

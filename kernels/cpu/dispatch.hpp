@@ -12,6 +12,9 @@ namespace kernels {
 // Throws std::invalid_argument where that one was not compiled in or the processor does not have it.
 const Instructions& instructions();
 
+// For the calls that begin from now on, so that a benchmark can compare them in one process. Throws as above.
+void use_instructions(const std::string& name);
+
 std::vector<std::string> compiled_instructions();  // best first
 
 }  // namespace kernels

@@ -57,7 +57,7 @@ struct ArgmaxPlan {
 };
 
 // One axis: output i is the weighted sum of inputs first[i] to first[i] + count[i]; its weights begin at
-// weights[i * width], and those beyond `count` are 0.
+// weights[i * width], and those beyond `count` are 0. Of columns, `first` counts bytes of a row.
 struct ResizeAxis {
     std::int64_t width;
     const std::int64_t *first, *count;

@@ -92,6 +92,7 @@ void preprocess(const Photo& photo, const CropGeometry& geometry, bool antialias
     plan.image = image;
     plan.crops = crops;
     describe_pixels(plan);
+    for (std::int64_t& first : columns.first) first *= plan.pitch;
     const std::int64_t pixels =
         size * size + geometry.crops_per_axis() * geometry.crops_per_axis() * geometry.crop * geometry.crop;
     plan.stream = pixels * 3 * static_cast<std::int64_t>(sizeof(float)) >= kWorthStreaming;

@@ -77,6 +77,8 @@ def test_a_machine_without_a_gpu_says_so(function, arguments):
         (cuda_api.upsample_argmax, {**UPSAMPLE, "scores": 65540}, "scores: got memory that labels uses too"),
         (cuda_api.upsample_argmax, {**UPSAMPLE, "strides": (4, 5)}, r"strides\[0\]: got 4, expected an integer from 5"),
         (cuda_api.upsample_argmax, {**UPSAMPLE, "strides": 5}, "strides: got 5, expected .class stride, row stride"),
+        (cuda_api.upsample_argmax, {**UPSAMPLE, "strides": (7, 6)}, r"strides: got \(7, 6\), expected \[0\] of 23 or"),
+        (cuda_api.upsample_argmax, {**UPSAMPLE, "strides": (22, 6)}, r"strides: got \(22, 6\)"),
         (cuda_api.upsample_argmax, {**UPSAMPLE, "stream": -1}, "stream: got -1"),
     ],
 )
@@ -84,6 +86,12 @@ def test_bad_input(recorder, function, arguments, text):
     with pytest.raises(ValueError, match=text):
         function(**arguments)
     assert recorder.calls == []
+
+
+@pytest.mark.parametrize("strides", [(23, 6), (5, 15), (20, 5), (7, 19)])
+def test_strides_that_keep_classes_apart(recorder, strides):
+    cuda_api.upsample_argmax(**UPSAMPLE, strides=strides)
+    assert len(recorder.calls) == 1
 
 
 @pytest.mark.parametrize(("function", "arguments"), CALLS)

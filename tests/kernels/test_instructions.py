@@ -77,6 +77,26 @@ def test_an_unknown_one_is_refused_in_one_line():
     assert last.endswith(", ".join(available_instructions()))
 
 
+SWITCH = """
+import json, sys
+import numpy as np, kernels
+photo = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
+found = []
+for name in sys.argv[1:] or kernels.build_info()["simd"]:
+    try: kernels._kernels.use_instructions(name)
+    except ValueError as error: assert str(error).startswith(f"instructions: got '{name}', expected one of"); continue
+    assert kernels.build_info()["cpu"] == name
+    found.append([name, kernels.preprocess(photo, 96, None)[0].tobytes().hex()])
+print(json.dumps(found))
+"""
+
+
+def test_one_process_can_compare_instruction_sets():
+    found = result_of(SWITCH)
+    assert [name for name, _ in found] == available_instructions()
+    assert len({image for _, image in found}) == 1
+
+
 needs_threads = pytest.mark.skipif(
     sys.platform != "linux" or not kernels.build_info()["openmp"], reason="needs Linux and a build with OpenMP"
 )

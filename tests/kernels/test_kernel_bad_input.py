@@ -16,6 +16,11 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return array
 
 
+def misaligned(array: np.ndarray) -> np.ndarray:
+    memory = np.zeros(array.nbytes + 1, np.uint8)[1:]
+    return memory.view(array.dtype).reshape(array.shape)
+
+
 def preprocess(photo=PHOTO, size=32, crop=16, stride=8, **more):
     return kernels.preprocess(photo, size, crop, stride, **more)
 
@@ -53,6 +58,8 @@ BAD_PREPROCESS = [
         {"out": np.zeros((1, 3, 32, 32), np.float32)},
         "out: got float32 array of shape (1, 3, 32, 32), expected a tuple",
     ),
+    ({"size": 2**31 - 1, "crop": None}, "out[0]: got (1, 3, 2147483647, 2147483647), expected a result"),
+    ({"out": (misaligned(np.zeros((1, 3, 32, 32), np.float32)), None)}, "out[0]: got a misaligned array, expected one"),
     ({"out": (None,)}, "out: got (None,), expected a tuple (image, crops)"),
     (
         {"out": image_and_crops(image=(3, 32, 32))},
@@ -110,6 +117,9 @@ BAD_MERGE = [
     ((CROPS.view(np.uint32), FULL, 4), "crop_features: got uint32 array of shape (4, 36, 8), expected float32"),
     ((np.lib.stride_tricks.as_strided(CROPS, CROPS.shape, (0, 32, 4)), FULL, 4), "crop_features: got a non-contig"),
     ((CROPS, FULL, 4, np.zeros((100, 16), np.float32)[:, ::2]), "out: got a non-contiguous array"),
+    ((misaligned(CROPS), FULL, 4), "crop_features: got a misaligned array, expected one at a multiple of 4 bytes"),
+    ((CROPS[::-1], FULL, 4), "crop_features: got a non-contiguous array"),
+    ((np.broadcast_to(CROPS[:1], CROPS.shape), FULL, 4), "crop_features: got a non-contiguous array"),
     ((CROPS, FULL, 4, FULL), "out: got memory that another argument uses too"),
     ((None, FULL, 4, FULL), "out: got memory that another argument uses too"),
 ]
@@ -129,6 +139,13 @@ BAD_UPSAMPLE = [
     ((LOGITS.transpose(0, 2, 1), (4, 4)), "logits: got a non-contiguous array, expected C order or the view"),
     ((np.lib.stride_tricks.as_strided(LOGITS, LOGITS.shape, (4, 4, 4)), (4, 4)), "logits: got a non-contiguous"),
     ((LOGITS.astype(np.uint16), (4, 4)), "logits: got uint16 array of shape (5, 6, 7), expected float32"),
+    ((misaligned(LOGITS), (4, 4)), "logits: got a misaligned array, expected one at a multiple of 4 bytes"),
+    ((LOGITS, (4, 4), False, np.zeros((4, 8), np.uint8)[:, ::2]), "out: got a non-contiguous array"),
+    ((LOGITS, (4, 4), False, np.zeros((4, 4), np.uint8)[::-1]), "out: got a non-contiguous array"),
+    (
+        (LOGITS, (4, 4), False, np.lib.stride_tricks.as_strided(np.zeros(7, np.uint8), (4, 4), (1, 1))),
+        "out: got a non-",
+    ),
     ((LOGITS, (0, 4)), "size[0]: got 0, expected an integer from 1"),
     ((LOGITS, (4, -1)), "size[1]: got -1, expected an integer from 1"),
     ((LOGITS, (4, 4.0)), "size[1]: got 4.0, expected an integer"),

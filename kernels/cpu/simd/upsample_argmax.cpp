@@ -11,7 +11,7 @@ constexpr int kRows = 8;        // of one patch
 constexpr int kBlock = 256;     // classes gathered at a time
 constexpr int kWorthwhile = 4;  // vectors of pixels in a tile: below, the bounds cost more than they save
 
-constexpr int kGatherAhead = 48;
+constexpr int kGatherAhead = 24;  // classes: fetched while the ones before are copied
 
 struct ClassList {
     const std::uint16_t* classes;
@@ -104,8 +104,10 @@ template <typename T>
 void gather(const ArgmaxPlan& plan, const ArgmaxBand& band, const ArgmaxTile& tile, const ClassList& list,
             float* values) {
     const std::int64_t columns = plan.logits.shape.width;
+    // The tile before has brought the cache line of the first column, but not that of the last.
+    const std::int64_t last_column = tile.column + (columns < kLanes ? columns : kLanes) - 1;
     for (std::int64_t n = 0; n < list.count; ++n, values += 2 * kLanes) {
-        if (n + kGatherAhead < list.count) prefetch<T>(plan, band, list.classes[n + kGatherAhead], tile.column);
+        if (n + kGatherAhead < list.count) prefetch<T>(plan, band, list.classes[n + kGatherAhead], last_column);
         const T* const top = logits_at<T>(plan, list.classes[n], band.top) + tile.column;
         const T* const bottom = logits_at<T>(plan, list.classes[n], band.bottom) + tile.column;
         store(values, columns >= kLanes ? load(top) : load_some(top, columns));
