@@ -211,7 +211,7 @@ def report(build: Build, target: Path, random_weights: bool) -> None:
 
 def build_table(build: Build) -> Table:
     """A row for every graph in every engine; a graph's own facts stand in its first row."""
-    from export.ladder import EMULATED
+    from export.ladder import EAGER, EMULATED
 
     table = Table("stage", "graph", "nodes", "parameters", "MB", "s", "engine", "max error", "rel. RMS", box=SIMPLE)
     for built in build.stages:
@@ -219,9 +219,10 @@ def build_table(build: Build) -> Table:
             size, seconds = f"{graph.size / 1e6:.1f}", f"{built.seconds[precision]:.1f}"
             facts = [built.stage.name, precision, str(graph.nodes), f"{graph.parameters:,}", size, seconds]
             for row in build.parities:
-                typed = row.precision if row.backend == EMULATED else graph_precision(row.precision)
+                witness = row.backend in (EMULATED, EAGER)
+                typed = row.precision if witness else graph_precision(row.precision)
                 if row.stage == built.stage.name and typed == precision:
-                    engine = row.backend if row.backend == EMULATED else f"{row.backend} {row.precision}"
+                    engine = row.backend if witness else f"{row.backend} {row.precision}"
                     table.add_row(*facts, engine, f"{row.max_abs_error:.1e}", f"{row.relative_rms_error:.0e}")
                     facts = [""] * len(facts)
     return table

@@ -127,6 +127,8 @@ def add_typed_graphs(request: Request, spec: PipelineSpec, stages: list[BuiltSta
             settled = ladder.settle(evidence, asked, graph.parent)
             built.precisions.append(settled.precision)
             built.parities += settled.parities
+            if settled.precision.got == "fp16" and not settled.precision.regions:
+                built.parities += built.eager_half
             if settled.graph is not None:
                 built.graphs[settled.precision.got] = settled.graph
                 built.seconds[settled.precision.got] = time.perf_counter() - start

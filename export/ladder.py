@@ -29,7 +29,9 @@ from runtime.parity import LIMITS, compare
 HEADROOM = 2.0  # other images may reach further than those of the calibration
 LEAST_SHARE = 0.5  # of the FLOPs that must be in the precision that a graph is named after
 ALWAYS_FP32 = {"text_encoder": "embeddings are made once and cached: exactness is free"}
-EMULATED = "every value rounded"  # names the engine in parity rows
+# Witnesses of half precision on a CPU, as they are named among the engines of parity rows.
+EMULATED = "every value rounded"
+EAGER = "eager torch"
 
 
 @dataclass(frozen=True)

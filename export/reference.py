@@ -7,6 +7,7 @@ inputs, and only one stage's weights are in memory at a time.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -18,19 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from export import onnx_graphs
-from export.ladder import Call
+from export.ladder import EAGER, Call
 from export.onnx_graphs import Graph
+from export.precision import FP32_MODULES
 from export.stages import Stage, Weights
 from export.torch_engine import TorchEngine
 from runtime.engines.base import Array, Tensors
 from runtime.manifest import Precision, StageParity, StagePrecision
+from runtime.parity import compare
 
 
 @dataclass
 class BuiltStage:
     """A stage's graphs by precision, the seconds each took, its calls, and the engines' errors against torch.
 
-    `precisions` says, for each precision asked for beside fp32, which graph stands for it.
+    `precisions` says, for each precision asked for beside fp32, which graph stands for it. `eager_half` is torch in
+    float16 against torch in float32; empty where the graphs keep a whole module in fp32, which torch does not.
     """
 
     stage: Stage
@@ -38,6 +42,7 @@ class BuiltStage:
     seconds: dict[Precision, float] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     half_is_finite: bool | None = None
+    eager_half: list[StageParity] = field(default_factory=list)
     precisions: list[StagePrecision] = field(default_factory=list)
     parities: list[StageParity] = field(default_factory=list)
 
@@ -71,7 +76,12 @@ class Reference:
         built.calls.append(Call({name: value.copy() for name, value in inputs.items()}, expected))
         if self._try_half and built.half_is_finite is not False:
             self._announce(f"{stage.name}: torch in half precision")
-            built.half_is_finite = half_is_finite(module, names, inputs)
+            found = run_in_half(module, names, inputs)
+            if found is not None:
+                row = compare(stage.name, "fp16", EAGER, found, expected)
+                built.half_is_finite = math.isfinite(row.relative_rms_error)
+                modules = {path.rpartition(".")[2] for path, _ in module.named_modules()}
+                built.eager_half += [] if FP32_MODULES.keys() & modules else [row]
         return expected
 
     def free(self) -> None:
@@ -102,8 +112,8 @@ class ExportOnCall:
         return self._reference.run(self._stage, inputs)
 
 
-def half_is_finite(module: nn.Module, outputs: list[str], inputs: Tensors) -> bool | None:
-    """Whether a copy of the module in float16 gives finite outputs; None where torch lacks a kernel for it."""
+def run_in_half(module: nn.Module, outputs: list[str], inputs: Tensors) -> dict[str, Array] | None:
+    """float32 copies of what a copy of the module in float16 gives; None where torch lacks a kernel for it."""
     half = deepcopy(module).half()
     try:
         with torch.inference_mode():
@@ -113,7 +123,7 @@ def half_is_finite(module: nn.Module, outputs: list[str], inputs: Tensors) -> bo
             return None
         raise
     values = (results,) if isinstance(results, Tensor) else results
-    return all(bool(torch.isfinite(value).all()) for value in values)
+    return {name: value.float().numpy() for name, value in zip(outputs, values, strict=True)}
 
 
 def as_half(value: Array) -> Tensor:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runtime.bundle import Bundle, sha256, write_manifest
-from runtime.engines.tensorrt_build import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE, Job, build_engine
-from runtime.engines.tensorrt_library import Library
+from runtime.engines.tensorrt_build import Job, build_engine
+from runtime.engines.tensorrt_library import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE, Library
 from runtime.errors import EngineError
 from runtime.files import atomic_file
 from runtime.gpu import Gpu

@@ -14,8 +14,7 @@ from runtime.cli import console
 from runtime.engine_cache import build_engines, prune
 from runtime.engine_gate import Score, check_engines
 from runtime.engines.base import Array
-from runtime.engines.tensorrt_build import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE
-from runtime.engines.tensorrt_library import Library, load_library
+from runtime.engines.tensorrt_library import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE, Library, load_library
 from runtime.errors import EngineError, InputError, ParityError
 from runtime.gpu import find_gpu
 from runtime.manifest import EngineEntry, Precision

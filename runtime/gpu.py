@@ -33,7 +33,7 @@ def cuda_core() -> Any:
         if hasattr(module, "Device"):
             return module
     raise EngineError(
-        "cuda-core or cuda-bindings is not installed; pip install cuda-core cuda-bindings (they need NVIDIA's driver only)"
+        "cuda-core or cuda-bindings is not installed; pip install cuda-core cuda-bindings (all they need is a driver)"
     )
 
 

@@ -19,9 +19,10 @@ import kernels
 from benchmarks.scene_vocabulary import VOCABULARY
 from benchmarks.scenes import Scene, make_scene
 from benchmarks.segmentation_metrics import Confusion, mean_of
-from export.build_inputs import parity_photo
+from export.build_inputs import calibration_images, parity_photo, scenes_with_truth
 from export.builder import build_bundle
 from export.checkpoints import CheckpointFolder
+from export.ladder import EAGER, EMULATED
 from export.presets import PRESETS
 from export.request import Request
 from export.shipped import WEIGHTS, trained_classes
@@ -70,12 +71,12 @@ def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Tabletop:
         weights=weights,
         weights_dir=FOLDER,
         refinement=True,
-        halves=(),
-        strict=False,
-        runs=(("onnxruntime", "fp32"),),
+        halves=("fp16",),
+        strict=True,
+        runs=(("onnxruntime", "fp32"), ("onnxruntime", "fp16")),
         photo=parity_photo(None, FOLDER),
-        calibration=(),
-        scenes=(),
+        calibration=calibration_images(None)[:1],
+        scenes=scenes_with_truth(VOCABULARY)[:2],
         classes=VOCABULARY[:20],
         vocabularies=(),
         announce=lambda text: None,
@@ -124,6 +125,24 @@ def failed_gates(tabletop: Tabletop, labels: Maps) -> set[str]:
 def test_the_card_is_true_through_onnx_runtime(tabletop: Tabletop) -> None:
     assert miou(tabletop.scenes, tabletop.labels) == pytest.approx(CARD_MIOU, abs=MIOU_TOLERANCE)
     assert agreement(tabletop.labels, tabletop.torch_labels) >= LEAST_AGREEMENT
+
+
+def test_fp16_holds_for_the_shipped_weights(tabletop: Tabletop) -> None:
+    """Every graph went up the precision ladder and passed the gate, eager torch in half precision with it."""
+    manifest = tabletop.bundle.manifest
+    assert {stage.name: stage.typed("fp16") for stage in manifest.stages if stage.name != TEXT_STAGE} == dict.fromkeys(
+        tabletop.engines, "fp16"
+    )
+    assert not any(
+        entry.regions or (entry.reason and entry.got == "fp16") for s in manifest.stages for entry in s.precisions
+    )
+    witnesses = {backend: [row for row in manifest.parity if row.backend == backend] for backend in (EMULATED, EAGER)}
+    assert {row.stage for row in witnesses[EMULATED]} == tabletop.engines.keys()
+    assert {row.stage for row in witnesses[EAGER]} == tabletop.engines.keys() - {"anyup"}
+    assert all(row.relative_rms_error < 3e-3 for rows in witnesses.values() for row in rows)
+    half = next(run for run in manifest.end_to_end if run.precision == "fp16")
+    assert half.agreement > 0.999
+    assert half.scenes == 2
 
 
 def test_what_the_weights_bring_along(tabletop: Tabletop) -> None:

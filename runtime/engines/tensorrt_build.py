@@ -12,12 +12,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from runtime.engines.tensorrt_library import Library, load_library
+from runtime.engines.tensorrt_library import (
+    HARDWARE_COMPATIBLE,
+    UNFUSED,
+    VERSION_COMPATIBLE,
+    Library,
+    load_library,
+    new_runtime,
+)
 from runtime.engines.tensorrt_network import fused_attention, read_back, unfuse_attention
 from runtime.errors import Dinov3SegError, EngineError
 from runtime.gpu import find_gpu
@@ -25,7 +33,6 @@ from runtime.manifest import EngineFacts, EngineKey
 from runtime.targets import AHEAD_OF_TIME
 
 LEAST_SHARE = 0.5  # of the FLOPs that must be in the precision that the engine is named after
-UNFUSED, VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "unfused-attention", "version-compatible", "hardware-compatible"
 
 
 class Job(BaseModel):
@@ -118,7 +125,7 @@ def build(job: Job, library: Library) -> EngineFacts:
         layers=found.layers,
         flops=found.flops,
         attention=found.attention,
-        fused_attention=inspect(library, plan),
+        fused_attention=inspect(library, plan, job.key.options),
         seconds=time.perf_counter() - start,
         peak_memory=peak_memory(),
     )
@@ -229,12 +236,12 @@ def save_timing_cache(config: Any, path: Path | None) -> None:
         path.write_bytes(memoryview(cache.serialize()))
 
 
-def inspect(library: Library, plan: Any) -> int | None:
+def inspect(library: Library, plan: Any, options: Sequence[str]) -> int | None:
     """Fused attention kernels of the finished engine; None without a GPU, where an engine cannot be opened."""
     if find_gpu() is None:
         return None
     trt = library.module
-    engine = trt.Runtime(library.logger).deserialize_cuda_engine(plan)
+    engine = new_runtime(library, options).deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(f"the engine does not open on this GPU: {library.last_error()}")
     inspected = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

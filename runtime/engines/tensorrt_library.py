@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from runtime.errors import EngineError
 from runtime.targets import EngineBackend
 
 MODULES: Final = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+UNFUSED, VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "unfused-attention", "version-compatible", "hardware-compatible"
 DTYPES: Final = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 # What the library says when something else is the matter.
 TRANSLATIONS: Final = (
@@ -50,6 +52,14 @@ class Library:
             if words in joined:
                 return f"{meaning} ({_short(texts[0])})"
         return _short(texts[0]) if texts else "the library gave no reason"
+
+
+def new_runtime(library: Library, options: Sequence[str]) -> Any:
+    """What opens engines. A version-compatible one brings its own runtime as code, which must be allowed to run."""
+    runtime = library.module.Runtime(library.logger)
+    if VERSION_COMPATIBLE in options and hasattr(runtime, "engine_host_code_allowed"):
+        runtime.engine_host_code_allowed = True
+    return runtime
 
 
 def _short(text: str) -> str:

@@ -15,7 +15,7 @@ from small_models import CLASSES, random_photo, small_config, small_request
 from export import onnx_graphs
 from export.builder import build_bundle
 from export.checkpoints import CheckpointFolder
-from export.ladder import EMULATED
+from export.ladder import EAGER, EMULATED
 from export.reference import example
 from export.request import Build
 from export.stages import stage_table
@@ -53,8 +53,9 @@ def test_the_small_bundle(small_build: tuple[Path, Build]) -> None:
     assert {"python", "torch", "onnx", "onnxruntime", "openvino"} <= set(manifest.tools)
     rows = {(row.stage, row.backend, row.precision) for row in manifest.parity}
     runs = [("onnxruntime", "fp32"), ("onnxruntime", "fp16"), ("openvino", "fp32")]
-    expected = {(name, *run) for name in names for run in (*runs, (EMULATED, "fp16"))}
-    assert rows == expected - {("text_encoder", backend, "fp16") for backend in ("onnxruntime", EMULATED)}
+    expected = {(name, *run) for name in names for run in (*runs, (EMULATED, "fp16"), (EAGER, "fp16"))}
+    expected -= {("text_encoder", backend, "fp16") for backend in ("onnxruntime", EMULATED, EAGER)}
+    assert rows == expected - {("anyup", EAGER, "fp16")}  # keeps a module in fp32
     assert list(manifest.end_to_end) == built.end_to_end
     agreement = {(run.backend, run.precision): run.agreement for run in manifest.end_to_end}
     assert list(agreement) == runs

@@ -223,8 +223,11 @@ def test_a_bundle_with_a_stage_in_bf16(tmp_path: Path, monkeypatch: pytest.Monke
     ):
         build_bundle(replace(request, strict=True), folder)
     assert not list(tmp_path.iterdir())
+    said: list[str] = []
+    request = replace(request, calibration=(random_photo(seed=1),), announce=said.append)
     with new_bundle(tmp_path / "bundle") as folder:
         build_bundle(request, folder)
+    assert "ranges of all values: image 2 of 2" in said
     bundle = Bundle.open(tmp_path / "bundle")
     got = {stage.name: stage.typed("fp16") for stage in bundle.manifest.stages}
     assert got.pop("sam_encoder") == "bf16"

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 from fake_cuda import Stream, alive
 
+COMPATIBLE = b"with a runtime of its own: "
 DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
@@ -82,7 +83,8 @@ def fake(version: str, failure: tuple[str, ...] | None = None) -> Any:
         def build_serialized_network(self, network: Any, config: Config) -> bytes | None:
             for text in failure or ():
                 self.logger.log(Severity.ERROR, text)
-            return None if failure else bytes(network.graph.encode())
+            mark = COMPATIBLE if "VERSION_COMPATIBLE" in config.flags else b""
+            return None if failure else mark + bytes(network.graph.encode())
 
     class OnnxParser:
         num_errors = 0
@@ -97,9 +99,13 @@ def fake(version: str, failure: tuple[str, ...] | None = None) -> Any:
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
             self.logger = logger
+            self.engine_host_code_allowed = False
 
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
-            path = Path(plan.decode(errors="replace"))
+            if plan.startswith(COMPATIBLE) and not self.engine_host_code_allowed:
+                self.logger.log(Severity.ERROR, "Host code is not allowed")
+                return None
+            path = Path(plan.removeprefix(COMPATIBLE).decode(errors="replace"))
             if not path.is_file():
                 self.logger.log(Severity.ERROR, "Serialization assertion magicTag failed")
                 return None

@@ -91,6 +91,14 @@ def test_switches(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "WORKSPACE" not in config.said  # without a GPU nothing is known of its memory
 
 
+def test_version_compatible_engines_are_read_back(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: None
+) -> None:
+    """They hold code of their own, which TensorRT does not run unless it is allowed."""
+    library = install(monkeypatch, "10.13.3.9")
+    assert build(job(small_bundle, library, tmp_path, "version-compatible"), library).fused_attention == 1
+
+
 @pytest.mark.parametrize(
     ("logged", "words"),
     [
@@ -170,7 +178,7 @@ def test_no_cuda_core(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", nothing)
-    with pytest.raises(EngineError, match="cuda-core is not installed; pip install cuda-core"):
+    with pytest.raises(EngineError, match="is not installed; pip install cuda-core cuda-bindings"):
         gpu.cuda_core()
     assert gpu.find_gpu() is None
 
