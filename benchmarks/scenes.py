@@ -68,8 +68,11 @@ class _Candidate:
     top: int = 0
 
 
-def make_scene(seed: int, size: int = 320, split: str = "train") -> Scene:
+def make_scene(seed: int, size: int = 320, split: str = "train", frame: int = 0) -> Scene:
     """Draws scene number `seed` of a split: the same bytes on every machine, another scene at another size.
+
+    Later frames of a scene differ by the noise of the camera, which stands still, and by the object in front, which
+    goes to and fro across the table.
 
     Splits never share a scene. "train" has only SEEN pairs; in the others one object in four is UNSEEN.
     "hard" adds objects of 8 to 12 pixels, elsewhere the smallest have 12; the largest take a third of the image.
@@ -89,6 +92,8 @@ def make_scene(seed: int, size: int = 320, split: str = "train") -> Scene:
     flat = math.sqrt(1 - height * height)
     lamp = Lamp(x * flat, -y * flat, height)
     placed = _place(dice, view, lamp, split)
+    if frame and placed:
+        _move(placed[-1], view, frame)
     _cast_shadows(dice, image, labels == TABLE, view, lamp, placed)
     owners = np.zeros((size, size), np.uint8)  # 0 or 1 + index of the object in front
     for index, item in enumerate(placed):
@@ -98,12 +103,15 @@ def make_scene(seed: int, size: int = 320, split: str = "train") -> Scene:
     for index, item in enumerate(placed):
         label = VOCABULARY.index(item.name)
         visible = _window(owners, item) == 1 + index
+        if not visible.any():  # the moving object is in front of it
+            continue
         _window(labels, item)[visible] = label
         rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
         box = (item.left + columns[0], item.top + rows[0], item.left + columns[-1] + 1, item.top + rows[-1] + 1)
         share = int(visible.sum()) / int(item.sprite.mask.sum())
         objects.append(PlacedObject(item.name, label, tuple(map(int, box)), item.extent, share))  # type: ignore[arg-type]
-    return Scene(_photograph(dice, image), labels, objects)
+    noise = Dice(SPLITS.index(split), seed, size, frame) if frame else None
+    return Scene(_photograph(dice, image, noise), labels, objects)
 
 
 # --- objects
@@ -153,6 +161,21 @@ def _stand(dice: Dice, view: View, item: _Candidate, beside: _Candidate | None) 
     item.base, item.left, item.top = (x, y), round(column) - side // 2, round(row) - item.bottom
     on_table = low <= y <= high and left + 0.03 <= x <= right - 0.03
     return on_table and min(item.left, item.top) >= 0 and max(item.left, item.top) + side <= view.size
+
+
+def _move(item: _Candidate, view: View, frame: int) -> None:
+    """A hundredth of the picture a frame; at an edge of the table or the picture it turns back."""
+    x, y = item.base
+    half = 0.5 * len(item.sprite.mask) / view.size
+    left, right = view.span(y)
+    low, high = max(left + 0.03, half - 0.5), min(right - 0.03, 0.5 - half)
+    room = max(high - low, 0.01)
+    way = (x - low + frame / 100) % (2 * room)
+    item.base = (low + (way if way < room else 2 * room - way), y)
+    column, row = view.to_pixels(*item.base)
+    side = len(item.sprite.mask)
+    item.left = min(max(0, round(column) - side // 2), view.size - side)
+    item.top = min(max(0, round(row) - item.bottom), view.size - side)
 
 
 def _fits(item: _Candidate, placed: list[_Candidate], overlap: bool) -> bool:
@@ -219,8 +242,8 @@ def _cast_shadows(
     image[:] = image * light[..., None] >> 8
 
 
-def _photograph(dice: Dice, image: Pixels) -> Pixels:
-    """The scene's light, then the camera's blur and noise.
+def _photograph(dice: Dice, image: Pixels, noise: Dice | None) -> Pixels:
+    """The scene's light, then the camera's blur and noise, for which later frames have dice of their own.
 
     No JPEG: its bytes differ between libraries. Blur weights are in sixteenths: exact, whatever the rounding.
     """
@@ -236,7 +259,10 @@ def _photograph(dice: Dice, image: Pixels) -> Pixels:
     share = dice.integer(2, 12)
     blurred = cv2.GaussianBlur(lit, (3, 3), 0)
     mixed = cv2.addWeighted(lit, (16 - share) / 16, blurred, share / 16, 0)
-    return cv2.add(mixed, cv2.LUT(dice.octets(size, size, 3), _noise_table(dice.integer(4, 20))), dtype=cv2.CV_8U)
+    octets, quarters = dice.octets(size, size, 3), dice.integer(4, 20)
+    if noise:
+        octets = noise.octets(size, size, 3)
+    return cv2.add(mixed, cv2.LUT(octets, _noise_table(quarters)), dtype=cv2.CV_8U)
 
 
 @cache
