@@ -13,12 +13,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 import runtime.errors
 from benchmarks.contestants import Name, Task, open_contestant, open_embedder
 from benchmarks.machine import peak_memory_mb
+from runtime.engines import MODULES
 from runtime.errors import Dinov3SegError, EngineError
+from runtime.gpu import free_memory
 
 WARM_FRAMES = 5
 
@@ -30,9 +32,10 @@ class Alone(BaseModel):
         imports_ms: Of the runtime and the engine library, or torch.
         load_ms: Bundle, checksums and engines; for torch, the modules and their weights.
         text_ms: All class names through the text encoder, which is opened for it; nothing was cached.
-        first_frame: By stage.
+        first_frame: By stage. Where frames are captured or compiled, the first one pays for it.
         warm_ms: End to end, after the warm-up: shows whether the interleaved timings were disturbed.
         start_mb, loaded_mb, peak_mb: Peak resident size after the imports, the load, and the last frame.
+        gpu_mb: What the contestant held of the GPU's memory after the last frame, its context aside; None on a CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +49,7 @@ class Alone(BaseModel):
     start_mb: float
     loaded_mb: float
     peak_mb: float
+    gpu_mb: float | None = None
 
 
 class Failure(BaseModel):
@@ -80,8 +84,9 @@ def measure_alone(name: Name, task: Task) -> Alone:
 
 def measure(name: Name, task: Task) -> Alone:
     photo = np.load(task.photo)
+    free_before = free_gpu_mb(task)
     watch = StopWatch()
-    importlib.import_module("torch" if name == "torch" else task.backend)
+    importlib.import_module(MODULES.get(task.backend, task.backend) if name == "engine" else "torch")
     importlib.import_module("runtime.segmenter")
     imports_ms, start_mb = watch.lap(), peak_memory_mb()
     with open_contestant(name, task) as segmenter:
@@ -93,6 +98,7 @@ def measure(name: Name, task: Task) -> Alone:
         for _ in range(task.warmup):
             segmenter(photo, scores=False)
         warm = [segmenter(photo, scores=False).timings["total"] for _ in range(min(task.frames, WARM_FRAMES))]
+        free_after = free_gpu_mb(task)
         return Alone(
             contestant=name,
             imports_ms=imports_ms,
@@ -103,7 +109,18 @@ def measure(name: Name, task: Task) -> Alone:
             start_mb=start_mb,
             loaded_mb=loaded_mb,
             peak_mb=peak_memory_mb(),
+            gpu_mb=free_before - free_after if free_before is not None and free_after is not None else None,
         )
+
+
+def free_gpu_mb(task: Task) -> float | None:
+    """The first call makes the context."""
+    if not task.on_gpu:
+        return None
+    try:
+        return free_memory() / 2**20
+    except EngineError:  # torch can be measured without the packages that tell
+        return None
 
 
 class StopWatch:
@@ -127,4 +144,4 @@ def main(name: Name, answer: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("torch" if sys.argv[1] == "torch" else "engine", Path(sys.argv[2])))
+    sys.exit(main(TypeAdapter(Name).validate_python(sys.argv[1]), Path(sys.argv[2])))

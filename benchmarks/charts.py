@@ -24,6 +24,8 @@ COLORS = {
     "refinement": "#b5528f",
     "decoder": "#d98fbd",
     "upsample_argmax": "#d9c94a",
+    "device": "#3b6fb6",
+    "host": "#c7c7c7",
 }
 OTHER = "#5a5a5a"
 LABEL_SHARE = 0.05  # of the axis: narrower segments have their number in the legend only
@@ -61,7 +63,7 @@ def save_chart(path: Path, means: Means, title: Sequence[str], note: str) -> Non
 
 
 def stage_names(means: Means) -> list[str]:
-    return [stage for stage in next(iter(means.values())) if stage != "total"]
+    return [stage for stage in dict.fromkeys(stage for one in means.values() for stage in one) if stage != "total"]
 
 
 def _bar(axes: Axes, row: int, content: Mapping[str, float], longest: float) -> None:

@@ -1,26 +1,36 @@
-"""The two sides of the comparison, both as a `Segmenter`: a bundle's engines, and eager torch on the same weights."""
+"""The sides of the comparison, each as a `Segmenter`: a bundle's engines, and torch on the same weights.
+
+On a CPU torch is the runtime's own pipeline around eager modules. On a GPU, where host arrays between the stages would
+be unfair to it, it is a frame of its own that stays on the device, in three ways: eager float32 without TF32, eager
+float16, and float16 through torch.compile.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from runtime.bundle import Bundle
-from runtime.engines import Backend
+from runtime.engines import CPU_BACKENDS, Backend
+from runtime.engines.base import Array
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Precision
 
 if TYPE_CHECKING:  # an engine's own process must never import torch, and only a used library is in memory
+    from torch import nn
+
+    from benchmarks.torch_frame import TorchFrame
     from export.stages import Weights
     from export.torch_engine import TorchEngine
     from runtime.segmenter import Segmenter
     from runtime.text import TextEmbedder
 
-Name = Literal["engine", "torch"]
+Name = Literal["engine", "torch", "torch half", "torch compile"]
+CUDA: Final = "cuda"
 
 
 class Task(BaseModel):
@@ -39,6 +49,24 @@ class Task(BaseModel):
     warmup: int
     frames: int
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.backend not in CPU_BACKENDS
+
+    @property
+    def torch_device(self) -> str:
+        return CUDA if self.on_gpu else "cpu"
+
+
+def contestant_names(task: Task, without_torch: str | None, compiles: bool) -> list[Name]:
+    names: list[Name] = ["engine"]
+    if without_torch is None:
+        names.append("torch")
+        if task.on_gpu:
+            names.append("torch half")
+            names += ["torch compile"] if compiles else []
+    return names
+
 
 def open_contestant(name: Name, task: Task) -> Segmenter:
     """Loads without classes, and without the warning of a random-weights bundle: the report says that itself.
@@ -48,7 +76,9 @@ def open_contestant(name: Name, task: Task) -> Segmenter:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return open_engines(task) if name == "engine" else open_torch(task)
+        if name == "engine":
+            return open_engines(task)
+        return open_torch_on_gpu(name, task) if task.on_gpu else open_torch(task)
 
 
 def open_engines(task: Task) -> Segmenter:
@@ -71,6 +101,33 @@ def open_torch(task: Task) -> Segmenter:
     return Segmenter(bundle, pipeline, open_embedder("torch", task), "rgb")
 
 
+def open_torch_on_gpu(name: Name, task: Task) -> Segmenter:
+    from runtime.segmenter import Segmenter
+
+    bundle = Bundle.open(task.bundle)
+    return Segmenter(bundle, torch_frame(name, bundle.manifest, task), open_embedder("torch", task), "rgb")
+
+
+def torch_frame(name: Name, manifest: Manifest, task: Task) -> TorchFrame:
+    """Eager, or compiled in torch.compile's default mode for static shapes."""
+    import torch
+
+    from benchmarks.torch_frame import TorchFrame, TorchStage
+    from runtime.segmenter import TEXT_STAGE
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True  # the shapes stay: cuDNN may choose
+    dtype = torch.float32 if name == "torch" else torch.float16
+    word = {"torch": "fp32, eager", "torch half": "fp16, eager", "torch compile": "fp16, torch.compile"}[name]
+    modules, stages = TorchModules(manifest, task), {}
+    for stage in manifest.stages:
+        if stage.name != TEXT_STAGE:
+            module = modules.module(stage.name).to(task.torch_device, dtype)
+            compiled = torch.compile(module, dynamic=False) if name == "torch compile" else module
+            stages[stage.name] = TorchStage(compiled, word)
+    return TorchFrame(manifest.pipeline, stages, task.torch_device, dtype)
+
+
 def open_embedder(name: Name, task: Task) -> TextEmbedder:
     """A text path that has seen no class name yet: neither from a cache nor from the bundle.
 
@@ -85,7 +142,7 @@ def open_embedder(name: Name, task: Task) -> TextEmbedder:
     modules, prompting = TorchModules(bundle.manifest, task), bundle.manifest.prompting
     return TextEmbedder(
         Tokenizer.from_file(bundle.tokenizer(), prompting.context_length),
-        lambda ids: modules.engine(TEXT_STAGE)({"token_ids": ids})["text"],
+        lambda ids: modules.encode(TEXT_STAGE, ids),
         prompt_template=prompting.template,
         first_synonym=prompting.first_synonym,
         cache_key="",
@@ -105,14 +162,26 @@ class TorchModules:
 
         torch.set_num_threads(task.threads)
         config = ModelConfig.model_validate(manifest.model)
+        self._device = task.torch_device
         self._weights = torch_weights(manifest, task.weights)
         self._stages = {stage.name: stage for stage in stage_table(config, manifest.pipeline.refinement)}
 
+    def module(self, name: str) -> nn.Module:
+        return self._stages[name].build(self._weights)
+
     def engine(self, name: str) -> TorchEngine:
+        """On the CPU."""
         from export.torch_engine import TorchEngine
 
-        stage = self._stages[name]
-        return TorchEngine(stage.build(self._weights), [output.name for output in stage.outputs])
+        return TorchEngine(self.module(name), [output.name for output in self._stages[name].outputs])
+
+    def encode(self, stage: str, ids: Array) -> Array:
+        """Token ids (K, T) to embeddings, with a text encoder that is freed again."""
+        import torch
+
+        with torch.inference_mode():
+            text: Array = self.module(stage).to(self._device)(torch.from_numpy(ids).to(self._device)).cpu().numpy()
+        return text
 
 
 def torch_weights(manifest: Manifest, folder: Path | None) -> Weights:

@@ -1,7 +1,8 @@
-"""How long a frame takes, stage by stage, beside eager torch on the same weights, photo and classes.
+"""How long a frame takes, stage by stage, beside torch on the same weights, photo and classes.
 
 python benchmarks/latency.py --bundle bundles/tiny
 python benchmarks/latency.py --bundle bundles/vitl --weights checkpoints/ --classes ade150.json
+python benchmarks/latency.py --bundle bundles/vitl --backend tensorrt --engine fp16    # on its GPU
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import typer
 
 import benchmarks  # noqa: F401  # before anything that imports `kernels`, see there
 from runtime.cli import console, one_line_errors
-from runtime.errors import InputError, OutputError
+from runtime.errors import EngineError, InputError, OutputError
 
 if TYPE_CHECKING:  # --help waits for no library
+    from benchmarks.alone import Alone
     from benchmarks.contestants import Name, Task
     from benchmarks.record import Record
     from runtime.bundle import Bundle
@@ -32,7 +34,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     engine: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
     bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("bundles/tiny"),
-    backend: Annotated[str, typer.Option(help="onnxruntime, openvino or auto.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="onnxruntime, openvino, tensorrt, tensorrt-rtx, onnxruntime-cuda or auto.")
+    ] = "auto",
     photo: Annotated[
         Path | None, typer.Option(help="Photo file (default: scikit-image's coffee, or a generated one).")
     ] = None,
@@ -44,11 +48,18 @@ def main(
         Path | None, typer.Option(help="Folder of the checkpoints that the bundle was built from, for torch.")
     ] = None,
     no_torch: Annotated[bool, typer.Option("--no-torch", help="Measure the engine only.")] = False,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="On a GPU, leave torch.compile out, which compiles for minutes.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("benchmarks/results"),
 ) -> None:
-    """Times a bundle against eager torch fp32; prints a table, writes a .json with every timing and a picture."""
+    """Times a bundle against torch; prints tables, writes a .json with every timing and pictures.
+
+    On a CPU torch runs eagerly in fp32; on a GPU also in fp16, eagerly and compiled.
+    """
     with one_line_errors():
-        from benchmarks.contestants import Task, why_no_torch
+        from benchmarks.contestants import Task, contestant_names, why_no_torch
+        from benchmarks.gpu_roofs import why_no_gpu_torch
         from benchmarks.machine import usable_cores
         from benchmarks.photos import photo_file
         from benchmarks.tables import print_report
@@ -71,7 +82,10 @@ def main(
                 warmup=warmup,
                 frames=frames,
             )
-            record = measure(opened, task, without_torch, photo_name)
+            if task.on_gpu and without_torch is None:
+                without_torch = why_no_gpu_torch() or None
+            names = contestant_names(task, without_torch, not no_compile)
+            record = measure(opened, task, names, without_torch, photo_name)
         print_report(console, record)
         for path in write(record, out):
             console.print(f"wrote {path}", soft_wrap=True)
@@ -93,23 +107,36 @@ def class_names(classes: str, vocabulary: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(islice(known if vocabulary else made_up, int(classes)))
 
 
-def measure(bundle: Bundle, task: Task, without_torch: str | None, photo_name: str) -> Record:
-    """Each contestant alone for start-up and memory, then all of them in turn for the warm timings."""
+def measure(bundle: Bundle, task: Task, names: list[Name], without_torch: str | None, photo_name: str) -> Record:
+    """Each contestant alone for start-up and memory, all of them in turn for the warm timings; on a GPU, the stages."""
     os.environ["OMP_NUM_THREADS"] = str(task.threads)  # for the kernels, here and in the processes started below
-    from benchmarks.alone import measure_alone
     from benchmarks.machine import load_average, this_machine, versions
     from benchmarks.measure import measure_interleaved, ratios, spreads
-    from benchmarks.record import BundleIdentity, Record, Workload, busy, caveats, photo_size, relative_command
+    from benchmarks.record import (
+        GPU_METHOD,
+        METHOD,
+        BundleIdentity,
+        Record,
+        Workload,
+        busy,
+        caveats,
+        photo_size,
+        relative_command,
+    )
 
-    names: list[Name] = ["engine"] if without_torch else ["engine", "torch"]
-    before, alone = load_average(), []
-    for name in names:
-        console.print(f"{name} alone: start-up, first frame, memory")
-        alone.append(measure_alone(name, task))
+    before = load_average()
+    alone, failed = each_alone(names, task)
+    names = [one.contestant for one in alone]
     console.print(f"{' and '.join(names)} in turn: {task.warmup} + {task.frames} frames")
     found = measure_interleaved(names, task)
-    manifest, machine = bundle.manifest, this_machine()
-    remarks = caveats(task.precision, found.precision, manifest.random_weights) + busy(before, machine.cores)
+    profile = None
+    if task.on_gpu:
+        from benchmarks.stage_profile import profile_stages
+
+        console.print("stage by stage")
+        profile = profile_stages(task)
+    manifest, machine = bundle.manifest, this_machine(None if found.gpu is None else found.gpu.name)
+    remarks = caveats(task.precision, found.precision, manifest.random_weights, task.on_gpu)
     return Record(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=relative_command("benchmarks/latency.py", sys.argv[1:]),
@@ -129,14 +156,38 @@ def measure(bundle: Bundle, task: Task, without_torch: str | None, photo_name: s
             warmup=task.warmup,
             frames=task.frames,
         ),
+        method=METHOD | GPU_METHOD if task.on_gpu else METHOD,
         without_torch=without_torch,
         agreement=found.agreement,
-        remarks=tuple(remarks),
+        torch_agreement=found.torch_agreement,
+        gpu=found.gpu,
+        profile=profile,
+        remarks=tuple(remarks + failed + busy(before, machine.cores)),
         alone=tuple(alone),
         warm={name: spreads(found.frames, name) for name in names},
         ratio=ratios(found.frames),
         frames=found.frames,
     )
+
+
+def each_alone(names: list[Name], task: Task) -> tuple[list[Alone], list[str]]:
+    """What each measured, and a sentence for each way of torch that failed, as torch.compile does without a compiler.
+
+    Raises:
+        Dinov3SegError: the engine failed, or eager torch did.
+    """
+    from benchmarks.alone import measure_alone
+
+    alone, failed = [], []
+    for name in names:
+        console.print(f"{name} alone: start-up, first frame, memory")
+        try:
+            alone.append(measure_alone(name, task))
+        except EngineError as error:
+            if name in ("engine", "torch"):
+                raise
+            failed.append(f"{name}: not measured: {error}.")
+    return alone, failed
 
 
 def check_writable(out: Path) -> None:
@@ -151,7 +202,7 @@ def check_writable(out: Path) -> None:
 
 
 def write(record: Record, out: Path) -> list[Path]:
-    """The .json and, where matplotlib is installed, the picture beside it: both whole, or neither.
+    """The .json and, where matplotlib is installed, the pictures beside it: each of them whole, or not at all.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -171,9 +222,23 @@ def write(record: Record, out: Path) -> list[Path]:
 
             with atomic_file(picture) as partial_picture:
                 save_chart(partial_picture, record.means(), record.title, record.note)
+        return [data, picture, *write_timeline(record, folder)]
     except OSError as error:
         raise OutputError(f"cannot write results to {folder} ({error.strerror}); name another folder") from None
-    return [data, picture]
+
+
+def write_timeline(record: Record, folder: Path) -> list[Path]:
+    """Where the stages were timed on a GPU."""
+    from runtime.files import atomic_file
+
+    if record.profile is None or not record.profile.sites:
+        return []
+    from benchmarks.timeline import save_timeline
+
+    path = folder / f"{record.stem}-timeline.png"
+    with atomic_file(path) as partial:
+        save_timeline(partial, record.profile.sites, record.title, record.note)
+    return [path]
 
 
 if __name__ == "__main__":

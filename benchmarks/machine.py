@@ -10,11 +10,23 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-PACKAGES = ("dinov3seg-deploy", "numpy", "onnxruntime", "openvino", "torch")
+PACKAGES = (
+    "dinov3seg-deploy",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu12",
+    "tensorrt-rtx-cu13",
+    "cuda-core",
+    "cuda-bindings",
+    "torch",
+)
 
 
 class Machine(BaseModel):
-    """`slug` names the results folder. `cores` are those this process may use."""
+    """`slug` names the results folder; the GPU's, where one was measured. `cores` are those this process may use."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,10 +38,11 @@ class Machine(BaseModel):
     python: str
 
 
-def this_machine() -> Machine:
+def this_machine(gpu: str | None = None) -> Machine:
+    """`gpu`: the name of the GPU, where it is what was measured."""
     cpu, cores = cpu_name(), usable_cores()
     return Machine(
-        slug=machine_slug(cpu, cores),
+        slug=machine_slug(cpu, cores) if gpu is None else slug(gpu),
         cpu=cpu,
         cores=cores,
         memory_gb=memory_gb(),

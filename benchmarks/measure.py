@@ -12,7 +12,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.contestants import Name, Task, open_contestant
+from benchmarks.gpu_state import GpuState, gpu_state
 from runtime.errors import ParityError
+from runtime.gpu import find_gpu
 
 if TYPE_CHECKING:
     from runtime.segmenter import Segmenter
@@ -48,14 +50,18 @@ class Spread(BaseModel):
 
 class Interleaved(BaseModel):
     """Attributes:
-    agreement: Share of pixels that the engine labels as torch does; None without torch.
+    agreement: Share of pixels that the engine labels as torch in fp32 does; None without torch.
+    torch_agreement: The same of torch in its other ways.
     precision: What each stage of the engine computes in, read back from it.
+    gpu: After the last frame, while all contestants are still open; None on a CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     agreement: float | None
+    torch_agreement: dict[str, float]
     precision: dict[str, str]
+    gpu: GpuState | None
     frames: tuple[Frame, ...]
 
 
@@ -71,13 +77,21 @@ def measure_interleaved(names: Sequence[Name], task: Task) -> Interleaved:
         for segmenter in contestants.values():
             segmenter.set_classes(list(task.classes))
         labels = {name: segmenter(photo, scores=False).labels for name, segmenter in contestants.items()}
-        agreement = float(np.mean(labels["engine"] == labels["torch"])) if "torch" in labels else None
-        check_agreement(agreement, task)
+        alike = {name: float(np.mean(found == labels["torch"])) for name, found in labels.items() if "torch" in labels}
+        check_agreement(alike.get("engine"), task)
+        frames = take_turns(contestants, photo, task.warmup, task.frames)
         return Interleaved(
-            agreement=agreement,
+            agreement=alike.get("engine"),
+            torch_agreement={name: share for name, share in alike.items() if name not in ("engine", "torch")},
             precision=contestants["engine"].precision,
-            frames=take_turns(contestants, photo, task.warmup, task.frames),
+            gpu=state_of_gpu() if task.on_gpu else None,
+            frames=frames,
         )
+
+
+def state_of_gpu() -> GpuState | None:
+    gpu = find_gpu()
+    return None if gpu is None else gpu_state(gpu)
 
 
 def check_agreement(agreement: float | None, task: Task) -> None:
@@ -116,12 +130,18 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(p50=p50, p90=p90, p99=p99, mean=float(np.mean(values)))
 
 
-def ratios(frames: Sequence[Frame]) -> dict[str, float]:
-    """Torch's time over the engine's by stage: the median over rounds, each round against itself."""
-    rounds: dict[int, dict[Name, dict[str, float]]] = {}
+def ratios(frames: Sequence[Frame]) -> dict[Name, dict[str, float]]:
+    """A rival's time over the engine's by stage: the median over rounds, each round against itself.
+
+    Of the stages that both have: on a GPU, torch's frame knows the device's time and the whole only.
+    """
+    rounds: dict[Name, dict[int, dict[str, float]]] = {}
     for frame in frames:
-        rounds.setdefault(frame.round, {})[frame.contestant] = frame.stages
-    pairs = [(pair["torch"], pair["engine"]) for pair in rounds.values() if len(pair) == 2]
-    if not pairs:
-        return {}
-    return {stage: float(np.median([torch[stage] / engine[stage] for torch, engine in pairs])) for stage in pairs[0][1]}
+        rounds.setdefault(frame.contestant, {})[frame.round] = frame.stages
+    engine = rounds.pop("engine", {})
+    return {name: _ratio([(own[turn], engine[turn]) for turn in own if turn in engine]) for name, own in rounds.items()}
+
+
+def _ratio(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, float]:
+    common = [stage for stage in pairs[0][1] if stage in pairs[0][0]] if pairs else []
+    return {stage: float(np.median([rival[stage] / engine[stage] for rival, engine in pairs])) for stage in common}

@@ -10,8 +10,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.alone import Alone
+from benchmarks.gpu_state import GpuState
 from benchmarks.machine import Machine, slug
 from benchmarks.measure import Frame, Spread
+from benchmarks.stage_profile import StageProfile
 from runtime.bundle import MANIFEST, Bundle, sha256
 from runtime.geometry import Geometry
 
@@ -20,6 +22,18 @@ METHOD = {
     "warm": "all contestants in one process, in turn frame by frame, so that fast and slow spells meet both",
     "alone": "one clean process for each contestant: start-up, first frame and peak memory; file caches not dropped",
     "ratio": "torch over engine, the median over rounds",
+}
+TORCH_WORDS = {"torch": "torch eager fp32", "torch half": "torch eager fp16", "torch compile": "torch.compile fp16"}
+GPU_METHOD = {
+    "device": "between two CUDA events around all work of a frame, copies of photo and labels included; "
+    "total: wall clock, waited for",
+    "torch": "the whole frame in torch on the GPU, its own operations in place of our kernels; TF32 off; half: modules "
+    "in float16; compile: torch.compile in its default mode, static shapes",
+    "stages": "the frame launched stage by stage with CUDA events around every engine call and kernel, median; "
+    "streams overlap, so the stages may add up to more than the frame, which is launched as one graph",
+    "FLOPs": "matrix products and convolutions of each stage's graph, for as many classes as were asked for; "
+    "kernels: bytes that must move at least",
+    "roofs": "best of several large float16 matrix products and of copies on the device, by torch in the same run",
 }
 
 
@@ -79,12 +93,15 @@ class Record(Run):
     """One latency run. Times in milliseconds, memory in MiB.
 
     Attributes:
+        method: How it was measured.
         without_torch: Why torch was not measured; None if it was.
         precision: By stage, read back from the engines.
-        agreement: Share of pixels that engine and torch label alike.
+        agreement: Share of pixels that engine and torch in fp32 label alike; `torch_agreement`: of torch's other ways.
+        gpu, profile: None on a CPU.
         remarks: What a reader must know before quoting a number.
     """
 
+    schema_version: int = 2
     backend: str
     asked_precision: str
     precision: dict[str, str]
@@ -92,10 +109,13 @@ class Record(Run):
     method: dict[str, str] = METHOD
     without_torch: str | None
     agreement: float | None
+    torch_agreement: dict[str, float] = {}
+    gpu: GpuState | None = None
+    profile: StageProfile | None = None
     remarks: tuple[str, ...]
     alone: tuple[Alone, ...]
     warm: dict[str, dict[str, Spread]]
-    ratio: dict[str, float]
+    ratio: dict[str, dict[str, float]]
     frames: tuple[Frame, ...]
 
     @property
@@ -103,12 +123,16 @@ class Record(Run):
         return f"{slug(self.bundle.name)}-{self.backend}-{self.asked_precision}"
 
     @property
+    def hardware(self) -> str:
+        return f"{self.machine.cpu}, {self.threads} threads" if self.gpu is None else str(self.gpu)
+
+    @property
     def title(self) -> tuple[str, str]:
         work = self.workload
         height, width = work.photo_size
         return (
             f"{self.bundle.name}: {self.backend} {self.asked_precision}, K = {work.classes} classes",
-            f"{self.machine.cpu}, {self.threads} threads; photo {width}x{height}, model input "
+            f"{self.hardware}; photo {width}x{height}, model input "
             f"{work.geometry.image_size} px and {work.geometry.crops} crops of {work.geometry.crop_size} px",
         )
 
@@ -117,11 +141,20 @@ class Record(Run):
         return " ".join(self.remarks)
 
     def means(self) -> dict[str, dict[str, float]]:
-        """Milliseconds by contestant and stage, the contestants in words."""
-        words = {"engine": f"{self.backend}\n{self.asked_precision}", "torch": "torch eager\nfp32"}
-        return {
-            words[name]: {stage: spread.mean for stage, spread in stages.items()} for name, stages in self.warm.items()
-        }
+        """Milliseconds by contestant and stage, the contestants in words.
+
+        A frame on a GPU has one part on the device and one before and after it.
+        """
+        found = {}
+        for name, stages in self.warm.items():
+            means = {stage: spread.mean for stage, spread in stages.items()}
+            if "device" in means:
+                means = {"device": means["device"], "host": means["total"] - means["device"]} | means
+            found["\n".join(self.words(name).rsplit(" ", 1))] = means
+        return found
+
+    def words(self, name: str) -> str:
+        return f"{self.backend} {self.asked_precision}" if name == "engine" else TORCH_WORDS[name]
 
 
 def photo_size(pixels: Path) -> tuple[int, int]:
@@ -144,11 +177,14 @@ def _without_folders(argument: str) -> str:
     return f"{option}{equals}{short}"
 
 
-def caveats(asked: str, precision: Mapping[str, str], random_weights: bool) -> list[str]:
+def caveats(asked: str, precision: Mapping[str, str], random_weights: bool, on_gpu: bool = False) -> list[str]:
     """Sentences that must stand beside the numbers."""
-    found = []
-    if asked != "fp32" and asked not in precision.values():
-        really = ", ".join(dict.fromkeys(precision.values()))
+    found, really = [], ", ".join(dict.fromkeys(precision.values()))
+    if on_gpu:
+        other = [stage for stage, words in precision.items() if not words.startswith(asked)]
+        if other:
+            found.append(f"{asked} was asked for, but {', '.join(other)} do not compute in it; read back: {really}.")
+    elif asked != "fp32" and asked not in precision.values():
         how = "runs the fp16 graph with casts" if asked == "fp16" else f"does not compute in {asked}"
         found.append(f"This CPU {how}, so these numbers say nothing about an engine in {asked}; read back: {really}.")
     if random_weights:

@@ -75,7 +75,7 @@ def test_ratio_is_the_median_over_rounds_each_against_itself() -> None:
         for turn, slow in enumerate(slowness)
         for name, ms in (("engine", 2.0), ("torch", 5.0))
     ]
-    assert measure.ratios(frames) == {"total": 2.5}
+    assert measure.ratios(frames) == {"torch": {"total": 2.5}}
     assert measure.ratios([frame for frame in frames if frame.contestant == "engine"]) == {}
 
 
