@@ -10,6 +10,7 @@ import numpy.typing as npt
 from runtime.errors import InputError
 
 Pixels = npt.NDArray[np.uint8]
+DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 def as_pixels(image: Any) -> Pixels:
@@ -39,6 +40,13 @@ def as_pixels(image: Any) -> Pixels:
         raise InputError(f"image has shape {image.shape}; expected at least one pixel")
     pixels: Pixels = image
     return pixels
+
+
+def in_gpu_memory(image: Any) -> bool:
+    """Whether an array lies on a GPU: of torch, CuPy, Numba, PyCUDA, or anything with DLPack."""
+    if hasattr(image, "__cuda_array_interface__"):  # which torch does not let CPU tensors have
+        return True
+    return hasattr(image, "__dlpack_device__") and int(image.__dlpack_device__()[0]) in DLPACK_CUDA
 
 
 def _from_dlpack(image: Any) -> npt.NDArray[Any]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,13 +50,25 @@ class HasPrecision(Protocol):
 
 
 class FramePipeline(Protocol):
-    """What the Segmenter asks of a device."""
+    """What the Segmenter asks of a device.
+
+    Attributes:
+        in_flight: Calls that may run at once.
+        on_gpu: Whether photos may lie in GPU memory and labels stay there (`on_device`).
+    """
+
+    in_flight: int
+    on_gpu: bool
 
     @property
     def engines(self) -> Mapping[str, HasPrecision]: ...
 
+    def prepare(self, classes: int) -> None:
+        """Takes what frames with so many classes need, before the first of them."""
+        ...
+
     def __call__(
-        self, photo: Array, text: FloatArray, *, color: str = "rgb", scores: bool = True, reuse: Reuse | None = None
+        self, photo: Any, text: FloatArray, *, color: str = "rgb", scores: bool = True, reuse: Reuse | None = None
     ) -> PipelineResult: ...
 
     def close(self) -> None: ...
@@ -74,6 +86,9 @@ class Pipeline:
 
     Source: MODEL_SPEC sections 0, (f) and (g); golden/README "Order of operations".
     """
+
+    in_flight = 1
+    on_gpu = False
 
     def __init__(
         self, spec: PipelineSpec, engines: Mapping[str, Engine], *, views: Views = "both", shortlist: int = 0
@@ -125,6 +140,9 @@ class Pipeline:
             if winning is not None and self.spec.refinement:
                 winning = sigmoid(winning)
         return PipelineResult(labels, winning, timer.finish(), len(logits) if self.spec.refinement else None)
+
+    def prepare(self, classes: int) -> None:
+        """Host engines take any number as it comes."""
 
     def close(self) -> None:
         self.engines, self._kept = {}, None

@@ -34,7 +34,8 @@ def stage_profiles(spec: PipelineSpec, stage: StageEntry, most_classes: int = MO
     elif stage.name == "decoder":
         ranges = [{"classes": (1, CLASS_CHUNK, CLASS_CHUNK)}]
     elif "classes" in axes:
-        most = spec.pad_len if stage.name == "refinement" and spec.pad_len else most_classes
+        padded = stage.name == "refinement" and spec.pad_len
+        most = spec.pad_len if padded else class_bucket(most_classes)
         ranges = [{"classes": bucket} for bucket in buckets(most)]
     else:
         ranges = [{}]
@@ -53,6 +54,17 @@ def buckets(most: int) -> list[Range]:
         raise InputError(f"--most-classes is {most}; expected 1 to {BUCKETS[-1][-1]}")
     used = [bucket for bucket in BUCKETS if bucket[0] <= most]
     return [(low, min(tuned, most), min(high, most)) for low, tuned, high in used]
+
+
+def class_bucket(classes: int, most: int = 0) -> int:
+    """How many classes a batch is filled up to, so that lists of similar length share buffers and a graph.
+
+    Args:
+        most: The most that the head takes; 0: no limit.
+    """
+    step = 8 if classes <= 32 else 32
+    filled = -(-classes // step) * step
+    return min(filled, most) if classes <= most else filled
 
 
 def profile(stage: StageEntry, ranges: Mapping[str, Range]) -> Profile:

@@ -127,5 +127,22 @@ class Segmentation:
             raise OutputError(f"cannot write labels to {path}: {error.strerror or error}") from error
 
 
+@dataclass(frozen=True, eq=False)
+class DeviceSegmentation:
+    """Labels that stayed in GPU memory, ready to be read.
+
+    Attributes:
+        labels: (H, W) uint8, or uint16 for more than 255 classes, with `__cuda_array_interface__` and DLPack.
+        classes, timings: as of `Segmentation`.
+    """
+
+    labels: Any
+    classes: tuple[str, ...]
+    timings: dict[str, float]
+
+    def to_host(self) -> Segmentation:
+        return Segmentation(self.labels.to_host(), self.classes, self.timings)
+
+
 def _describe(value: object) -> str:
     return f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,23 +17,24 @@ import numpy.typing as npt
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.engines import CPU_BACKENDS, Backend, best_backend, choose_backend, open_pipeline, open_stage
 from runtime.errors import EngineError, InputError
-from runtime.images import as_pixels
+from runtime.images import as_pixels, in_gpu_memory
 from runtime.live import newest
-from runtime.pipeline import FramePipeline
+from runtime.pipeline import FramePipeline, PipelineResult
 from runtime.reuse import Reuse
-from runtime.segmentation import Segmentation
+from runtime.segmentation import DeviceSegmentation, Segmentation
 from runtime.text import TextEmbedder, Tokenizer, default_cache_dir
 from runtime.video import open_source
 from runtime.vocab import read_classes
 
 TEXT_STAGE = "text_encoder"
 DEFAULT_CACHE = default_cache_dir()
-WORKER = "segmenter"  # name of the thread behind `submit`
+WORKER = "segmenter"  # name of the threads behind `submit`
 Classes = Sequence[str] | str | Path
 
 
 class Segmenter:
-    """Segments images into named classes. Calls may come from any thread; they run one after the other.
+    """Segments images into named classes. Calls may come from any thread: on a CPU they run one after the other, on a
+    GPU two frames a worker are in flight.
 
     Example:
         >>> from runtime import Segmenter
@@ -49,7 +51,8 @@ class Segmenter:
         self._classes: tuple[str, ...] = ()
         self._text: npt.NDArray[np.float32] | None = None
         self._lock = threading.RLock()
-        self._worker: ThreadPoolExecutor | None = None
+        self._turns = threading.BoundedSemaphore(pipeline.in_flight)
+        self._queue: ThreadPoolExecutor | None = None
         self._accepts = True
         self._closed = False
 
@@ -66,6 +69,7 @@ class Segmenter:
         threads: int | None = None,
         max_memory: int | None = None,
         shortlist: int = 0,
+        workers: int = 1,
         cache_dir: Path | None = DEFAULT_CACHE,
     ) -> Segmenter:
         """Opens a bundle, verifies its checksums and loads its engines.
@@ -82,6 +86,7 @@ class Segmenter:
             shortlist: Refine only classes that are among this many with the largest cosine at some pixel: faster with
                 long class lists, but not the same result; `benchmarks/accuracy.py --shortlist` says what it costs.
                 0: refine all.
+            workers: Frames that compute side by side on a GPU, each with memory of its own beside the weights.
             cache_dir: Where text embeddings are kept between runs; None: nowhere.
 
         Raises:
@@ -105,7 +110,7 @@ class Segmenter:
         if device == "cpu" and library not in CPU_BACKENDS:
             raise InputError(f"backend {library} does not run on device cpu; expected {' or '.join(CPU_BACKENDS)}")
         stages = [stage.name for stage in manifest.stages if stage.name != TEXT_STAGE]
-        pipeline = open_pipeline(opened, stages, library, chosen, threads, max_memory, shortlist)
+        pipeline = open_pipeline(opened, stages, library, chosen, threads, max_memory, shortlist, workers)
         embedder = text_embedder(opened, library, threads, cache_dir)
         for vocabulary in sorted(name for name in manifest.files if name.startswith("text/")):
             opened.verify(vocabulary)
@@ -132,12 +137,14 @@ class Segmenter:
 
         Raises:
             InputError: no names, a special token in a name, or a name longer than the text encoder takes.
+            EngineError: the GPU has no memory for so many.
         """
         names = read_classes(classes)
         with self._lock:
             self._check_open()
-            self._text = self._embedder.embed(names)
-            self._classes = tuple(names)
+            text = self._embedder.embed(names)
+            self._pipeline.prepare(len(names))
+            self._text, self._classes = text, tuple(names)
 
     @overload
     def __call__(self, image: list[Any], *, color: str | None = None, scores: bool = True) -> list[Segmentation]: ...
@@ -151,7 +158,8 @@ class Segmenter:
         """Segments one image, or each of a list.
 
         Args:
-            image: (H, W, 3) uint8 numpy array of any strides, PIL image, or CPU DLPack tensor; or a list.
+            image: (H, W, 3) uint8 numpy array of any strides, PIL image, or DLPack tensor; on a GPU also an array in
+                its memory (torch, CuPy, Numba, PyCUDA), which is not copied; or a list.
             color: "rgb" or "bgr"; None: as loaded. PIL images are always RGB.
             scores: Whether to compute `Segmentation.scores`.
 
@@ -159,27 +167,58 @@ class Segmenter:
             InputError: the image has another type, dtype, rank or channel count, or no classes are set.
         """
         if isinstance(image, list):
-            return [self._segment(one, color, scores) for one in image]
+            return list(self._in_flight(image, color, scores))
         return self._segment(image, color, scores)
 
+    def on_device(self, image: Any, *, color: str | None = None) -> DeviceSegmentation:
+        """As a call, but the labels stay in GPU memory, where torch, CuPy and others take them without a copy.
+
+        Raises:
+            InputError: as a call, or the engines do not run on a GPU.
+        """
+        if not self._pipeline.on_gpu:
+            raise InputError("labels stay on the GPU only where the engines run there; call the segmenter instead")
+        result, classes = self._run(image, color, False, on_device=True)
+        return DeviceSegmentation(result.labels, classes, result.timings)
+
     def _segment(self, image: Any, color: str | None, scores: bool, reuse: Reuse | None = None) -> Segmentation:
+        result, classes = self._run(image, color, scores, reuse=reuse)
+        return Segmentation(result.labels, classes, result.timings, result.scores)
+
+    def _run(
+        self, image: Any, color: str | None, scores: bool, **options: Any
+    ) -> tuple[PipelineResult, tuple[str, ...]]:
         order = "rgb" if hasattr(image, "getbands") else check_color(color or self._color)
-        pixels = as_pixels(image)
-        with self._lock:
-            self._check_open()
-            if self._text is None:
-                raise InputError("no classes are set; call set_classes([...]) or load with classes=[...]")
-            result = self._pipeline(pixels, self._text, color=order, scores=scores, reuse=reuse)
-            return Segmentation(result.labels, self._classes, result.timings, result.scores)
+        pixels = image if self._pipeline.on_gpu and in_gpu_memory(image) else as_pixels(image)
+        with self._turns:
+            with self._lock:  # classes may change while a frame runs; it keeps those it began with
+                self._check_open()
+                if self._text is None:
+                    raise InputError("no classes are set; call set_classes([...]) or load with classes=[...]")
+                text, classes = self._text, self._classes
+            return self._pipeline(pixels, text, color=order, scores=scores, **options), classes
 
     def submit(self, image: Any, *, color: str | None = None, scores: bool = True) -> Future[Segmentation]:
-        """Queues one image and returns at once. Results come in the order of submission."""
+        """Queues one image and returns at once. Frames begin in the order of submission."""
         with self._lock:
             if not self._accepts:
                 raise closed_error()
-            if self._worker is None:
-                self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=WORKER)
-            return self._worker.submit(self.__call__, image, color=color, scores=scores)
+            if self._queue is None:
+                self._queue = ThreadPoolExecutor(self._pipeline.in_flight, thread_name_prefix=WORKER)
+            return self._queue.submit(self.__call__, image, color=color, scores=scores)
+
+    def _in_flight(self, images: Iterable[Any], color: str | None, scores: bool) -> Iterator[Segmentation]:
+        """In their order, as many at once as the device takes."""
+        queued = threading.current_thread().name.startswith(WORKER)  # a list among the images of `submit`
+        if queued or self._pipeline.in_flight == 1:
+            yield from (self._segment(image, color, scores) for image in images)
+            return
+        begun: deque[Future[Segmentation]] = deque()
+        for image in images:
+            begun.append(self.submit(image, color=color, scores=scores))
+            if len(begun) == self._pipeline.in_flight:
+                yield begun.popleft().result()
+        yield from (future.result() for future in begun)
 
     def stream(
         self,
@@ -213,20 +252,26 @@ class Segmenter:
             order = "rgb"
         else:
             frames, order = source, self._color
-        for frame in newest(frames) if drop else frames:
-            yield self._segment(frame, order, scores, reuse)
+        if drop or reuse is not None:  # nothing must lie in a queue, or each frame depends on the last
+            for frame in newest(frames) if drop else frames:
+                yield self._segment(frame, order, scores, reuse)
+        else:
+            yield from self._in_flight(frames, order, scores)
 
     def close(self) -> None:
         """Waits for queued images and frees the engines. Later calls raise EngineError."""
         with self._lock:
             self._accepts = False
-            worker, self._worker = self._worker, None
-        if worker is not None:
+            queue, self._queue = self._queue, None
+        if queue is not None:
             # Called back from a queued image, there is no waiting for that image.
-            worker.shutdown(wait=not threading.current_thread().name.startswith(WORKER))
+            queue.shutdown(wait=not threading.current_thread().name.startswith(WORKER))
+        for _ in range(self._pipeline.in_flight):  # other threads' frames come to their end
+            self._turns.acquire()
         with self._lock:
             self._closed = True
             self._pipeline.close()
+        self._turns.release(self._pipeline.in_flight)
 
     def __enter__(self) -> Segmenter:
         return self

@@ -1,278 +1,146 @@
-"""A frame on the GPU: one graph launch between two copies."""
+"""Frames on the GPU. Same call and result as `runtime.pipeline.Pipeline`, which says what the stages mean."""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
-import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from kernels import cuda_api
 from runtime.bundle import Bundle
-from runtime.cuda.device import Device, DeviceTensor, PinnedArray
-from runtime.cuda.plan import FramePlan, Size, check_memory, needs_host, plan_frame
-from runtime.engines.base import Array, Binding, DeviceEngine
+from runtime.cuda.budget import Budget
+from runtime.cuda.device import Device
+from runtime.cuda.plan import needs_host
+from runtime.cuda.pool import Pool
+from runtime.cuda.timing import StageTime
+from runtime.cuda.worker import IN_FLIGHT, Answer, Request, Worker
+from runtime.engines.base import DeviceEngine
 from runtime.engines.on_host import HostEngine
-from runtime.errors import EngineError
-from runtime.gpu import free_memory
-from runtime.manifest import PipelineSpec
+from runtime.errors import Dinov3SegError, EngineError, InputError
 from runtime.pipeline import FloatArray, Pipeline, PipelineResult, sigmoid
-from runtime.rope import rope_tables
-
-MOST_FRAMES = 4  # graphs kept: sizes of photos times lengths of class lists
-RESERVE = 0.9  # of the free memory
+from runtime.reuse import Reuse
 
 
 class CudaPipeline:
-    """Same call and result as `runtime.pipeline.Pipeline`, which says what the stages mean.
+    """Calls may come from any thread; so many run at once as there are slots.
 
     Args:
         engines: Of every stage but the text encoder.
         max_memory: Bytes of the GPU that all frames may use beside the weights; None: nearly all that is free.
+        shortlist: As for `Pipeline`; chosen on the host, between the engines.
+        workers: Frames that compute side by side. Each has buffers of its own; weights are shared.
 
     Raises:
         EngineError: a frame does not fit into the memory, an engine fails, or the process was forked.
     """
 
-    def __init__(self, bundle: Bundle, engines: Mapping[str, DeviceEngine], max_memory: int | None = None) -> None:
-        self.engines = dict(engines)
-        self._bundle, self._max_memory, self._process = bundle, max_memory, os.getpid()
-        self._through_host: Pipeline | None = None
-        self._device = Device()
-        self._frames: OrderedDict[tuple[Size, str, bool], Frame] = OrderedDict()
-        self._used: dict[tuple[Size, str, bool], int] = {}
+    on_gpu = True
 
-    def __call__(self, photo: Array, text: FloatArray, *, color: str = "rgb", scores: bool = True) -> PipelineResult:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: Mapping[str, DeviceEngine],
+        max_memory: int | None = None,
+        *,
+        shortlist: int = 0,
+        workers: int = 1,
+    ) -> None:
+        self.engines = dict(engines)
+        if workers < 1:
+            raise InputError(f"workers is {workers}; expected at least 1")
+        self.in_flight = workers * IN_FLIGHT
+        self._bundle, self._process, self._shortlist = bundle, os.getpid(), shortlist
+        self._host_lock = threading.Lock()
+        self._through_host: Pipeline | None = None
+        self._device, self._budget = Device(), Budget(max_memory)
+        self._pool = Pool(lambda: Worker(self._device, bundle, self.engines, self._budget), workers)
+
+    def prepare(self, classes: int) -> None:
+        """Takes the memory and captures the graph for so many classes, on every worker, before the first frame."""
+        self._enter()
+        if not self._needs_host(classes):
+            for worker in self._pool.workers():
+                worker.prepare(classes)
+
+    def __call__(
+        self,
+        photo: Any,
+        text: FloatArray,
+        *,
+        color: str = "rgb",
+        scores: bool = True,
+        reuse: Reuse | None = None,
+        on_device: bool = False,
+    ) -> PipelineResult:
+        """photo: (H, W, 3) uint8 of NumPy's, or on the device. `on_device`: labels stay there, as a `DeviceArray`;
+        scores are then the winning logits, or without refinement the cosines."""
         start = time.perf_counter()
+        self._enter()
+        request = Request(photo, text, color, scores, on_device, reuse)
+        if self._needs_host(len(text)):
+            return self._on_host(request)
+        answer = self._answer(request)
+        winning = answer.scores
+        if winning is not None and not on_device and self._bundle.manifest.pipeline.refinement:
+            winning = sigmoid(winning)
+        total = (time.perf_counter() - start) * 1e3
+        return PipelineResult(answer.labels, winning, {"device": answer.milliseconds, "total": total})
+
+    def _answer(self, request: Request) -> Answer:
+        try:
+            with self._pool.slot() as (worker, slot):
+                worker.start(slot, request)
+                return worker.finish(slot)
+        except Dinov3SegError:
+            raise
+        except Exception as error:  # CUDA's, by whatever library noticed it
+            raise EngineError(f"the GPU failed in this frame: {error}; the next one starts afresh") from error
+
+    def stage_times(self, photo: Any, text: FloatArray) -> list[StageTime]:
+        """One frame launched stage by stage, with events around every engine call, kernel and copy.
+
+        Raises:
+            InputError: this model passes through the host between two stages.
+        """
+        self._enter()
+        if self._needs_host(len(text)):
+            raise InputError("this model computes something on the host between two stages; it has no device times")
+        with self._pool.slot() as (worker, slot):
+            return worker.measure(slot, Request(photo, text, scores=False)).read()
+
+    def _enter(self) -> None:
         if os.getpid() != self._process:
             raise EngineError(
                 "this Segmenter was loaded before a fork, which CUDA does not survive; load it in the child"
             )
-        if needs_host(self._bundle.manifest.pipeline, len(text)):
-            return self._host()(photo, text, color=color, scores=scores)
         self._device.enter()
-        frame = self._frame(Size(photo.shape[0], photo.shape[1], len(text)), color, scores)
-        labels, winning, milliseconds = frame.run(photo, text)
-        if winning is not None and self._bundle.manifest.pipeline.refinement:
-            winning = sigmoid(winning)
-        total = (time.perf_counter() - start) * 1e3
-        return PipelineResult(labels, winning, {"device": milliseconds, "total": total})
 
-    def _host(self) -> Pipeline:
-        """The same engines, with host arrays between them."""
-        if self._through_host is None:
-            engines = {name: HostEngine(opened) for name, opened in self.engines.items()}
-            self._through_host = Pipeline(self._bundle.manifest.pipeline, engines)
-        return self._through_host
+    def _needs_host(self, classes: int) -> bool:
+        return needs_host(self._bundle.manifest.pipeline, classes, self._shortlist)
 
-    def _frame(self, size: Size, color: str, scores: bool) -> Frame:
-        key = (size, color, scores)
-        if key not in self._frames:
-            plan = plan_frame(self._bundle, size, scores)
-            while len(self._frames) >= MOST_FRAMES or (self._frames and not self._fits(plan)):
-                self._drop_oldest()
-            check_memory(plan, self._activations(plan), self._limit())
-            self._frames[key] = Frame(self._device, self._bundle.manifest.pipeline, self.engines, plan, color, scores)
-            self._used[key] = plan.nbytes() + self._activations(plan)
-        self._frames.move_to_end(key)
-        return self._frames[key]
-
-    def _activations(self, plan: FramePlan) -> int:
-        contexts = {call.context: call.stage for call in plan.calls}
-        return sum(self.engines[stage].activation_memory() for stage in contexts.values())
-
-    def _fits(self, plan: FramePlan) -> bool:
-        return plan.nbytes() + self._activations(plan) <= self._limit()
-
-    def _limit(self) -> int:
-        """Bytes for a further frame."""
-        free = int(RESERVE * free_memory())
-        return free if self._max_memory is None else min(free, self._max_memory - sum(self._used.values()))
-
-    def _drop_oldest(self) -> None:
-        key, frame = self._frames.popitem(last=False)
-        del self._used[key]
-        frame.close()
+    def _on_host(self, request: Request) -> PipelineResult:
+        """The same engines, with host arrays between them, one frame after the other."""
+        if request.on_device or not isinstance(request.photo, np.ndarray):
+            raise InputError("this model passes through the host between two stages; give and take host memory")
+        with self._host_lock:
+            if self._through_host is None:
+                engines = {name: HostEngine(opened) for name, opened in self.engines.items()}
+                spec = self._bundle.manifest.pipeline
+                self._through_host = Pipeline(spec, engines, shortlist=self._shortlist)
+            return self._through_host(
+                request.photo, request.text, color=request.color, scores=request.scores, reuse=request.reuse
+            )
 
     def close(self) -> None:
-        """Frees graphs, contexts and buffers."""
-        self._device.enter()
-        while self._frames:
-            self._drop_oldest()
+        """Waits for the frames in flight; frees graphs, contexts, buffers and weights."""
+        self._enter()
+        self._pool.close()
         for engine in self._through_host.engines.values() if self._through_host else ():
             engine.close()  # type: ignore[attr-defined]
         self._through_host = None
+        for opened in self.engines.values():
+            opened.close()
         self.engines.clear()
-
-
-class Frame:
-    """Buffers, bound engines and the graph of one photo size and number of classes. Addresses never change."""
-
-    def __init__(
-        self,
-        device: Device,
-        spec: PipelineSpec,
-        engines: Mapping[str, DeviceEngine],
-        plan: FramePlan,
-        color: str,
-        scores: bool,
-    ) -> None:
-        self._spec, self._plan, self._color, self._scores = spec, plan, color, scores
-        self._main, self._side, self._guide = device.stream(), device.stream(), device.stream()
-        self._ready, self._full_done, self._guide_done = device.timer(), device.timer(), device.timer()
-        self._began, self._ended = device.timer(), device.timer()
-        self._on_device: dict[str, DeviceTensor] = {}
-        self._on_host: dict[str, PinnedArray] = {}
-        self._text: Array | None = None
-        self._graph: Any = None
-        self._calls = {call.site: call for call in plan.calls}
-        self._contexts: dict[Any, Binding] = {}
-        try:
-            for one in plan.buffers:
-                make: Callable[..., Any] = device.pinned if one.on_host else device.tensor
-                (self._on_host if one.on_host else self._on_device)[one.name] = make(one.shape, np.dtype(one.dtype))
-            device.sync()
-            stream = int(self._main.handle)
-            self._contexts = {call.context: engines[call.stage].bind(call.shapes, stream) for call in plan.calls}
-            self._load_tables(device)
-            self._warm_and_capture()
-        except BaseException:
-            self.close()
-            raise
-
-    def _load_tables(self, device: Device) -> None:
-        """Rotary tables, once."""
-        geometry = self._spec.geometry
-        for view, grid in (("crops", geometry.crop_grid), ("full", geometry.grid)):
-            tables = rope_tables(self._spec.rope_periods, (grid, grid), self._spec.prefix_tokens)
-            for name, table in zip(("rope_sin", "rope_cos"), tables, strict=True):
-                host = device.pinned(table.shape, table.dtype)
-                device.sync()
-                host.array[...] = table
-                host.upload(self._on_device[f"{name} {view}"], self._main)
-                self._main.sync()
-                host.close()
-
-    def _warm_and_capture(self) -> None:
-        """Kernels are loaded and engines choose their tactics in the first run, which cannot be captured."""
-        self._enqueue()
-        self._main.sync()
-        builder = self._main.create_graph_builder()
-        try:
-            builder.begin_building("thread_local")
-            self._enqueue()
-            self._graph = builder.end_building().complete()
-            self._graph.upload(self._main)
-        except Exception as error:  # an engine that synchronises or allocates cannot be captured
-            self._graph = None
-            warnings.warn(f"this frame is launched stage by stage, its CUDA graph failed: {error}", stacklevel=2)
-
-    def run(self, photo: Array, text: FloatArray) -> tuple[Array, FloatArray | None, float]:
-        """Labels, scores and the milliseconds between both ends of the device's work."""
-        if self._text is not text:
-            self._on_host["text host"].array[...] = text
-            self._on_host["text host"].upload(self._on_device["text"], self._main)
-            self._text = text
-        self._on_host["photo host"].array[...] = photo
-        self._main.record(self._began)
-        if self._graph is not None:
-            self._graph.launch(self._main)
-        else:
-            self._enqueue()
-        self._main.record(self._ended)
-        self._main.sync()
-        winning = self._on_host["scores host"].array.copy() if self._scores else None
-        return self._on_host["labels host"].array.copy(), winning, float(self._ended - self._began)
-
-    def _enqueue(self) -> None:
-        """The whole frame: crops on the main stream, the whole image and the guidance beside them."""
-        main, side, guide = self._main, self._side, self._guide
-        self._on_host["photo host"].upload(self._on_device["photo"], main)
-        self._preprocess()
-        main.record(self._ready)
-        side.wait(self._ready)
-        self._run("backbone full", side)
-        side.record(self._full_done)
-        if self._spec.refinement:
-            guide.wait(self._ready)
-            self._run("sam_encoder", guide)
-            guide.record(self._guide_done)
-        self._run("backbone crops", main)
-        main.wait(self._full_done)
-        self._merge()
-        if self._spec.early_refinement == "after_merge":
-            self._run("anyup", main)
-        self._run("correlation", main)
-        if self._spec.refinement:
-            main.wait(self._guide_done)
-            self._run("refinement", main)
-            for site in (call.site for call in self._plan.calls if call.stage == "decoder"):
-                self._run(site, main)
-        self._label()
-        self._on_host["labels host"].download(self._on_device["labels"], main)
-        if self._scores:
-            self._on_host["scores host"].download(self._on_device["scores"], main)
-
-    def _run(self, site: str, stream: Any) -> None:
-        call = self._calls[site]
-        bound = self._contexts[call.context]
-        for tensor, name in (*call.inputs.items(), *call.outputs.items()):
-            buffer = self._on_device[name]
-            bound.address({tensor: buffer.address + call.offsets.get(tensor, 0) * buffer.dtype.itemsize})
-        bound.enqueue(int(stream.handle))
-
-    def _address(self, name: str) -> int:
-        return self._on_device[name].address
-
-    def _preprocess(self) -> None:
-        geometry, photo = self._spec.geometry, self._on_device["photo"]
-        common: dict[str, Any] = {"shape": photo.shape[:2], "color": self._color, "stream": int(self._main.handle)}
-        views = {"size": geometry.image_size, "crop": geometry.crop_size, "stride": geometry.stride}
-        cuda_api.preprocess(photo.address, self._address("image"), self._address("crops"), **views, **common)
-        if "sam image" in self._on_device:
-            size = self._spec.sam_size
-            cuda_api.preprocess(photo.address, self._address("sam image"), 0, size=size, crop=None, **common)
-
-    def _merge(self) -> None:
-        shape = self._on_device["features crops"].shape
-        cuda_api.lga_merge(
-            self._address("features crops"),
-            self._address("features full"),
-            self._address("merged"),
-            shape=(shape[0], shape[1], shape[2]),
-            stride=self._spec.geometry.token_stride,
-            stream=int(self._main.handle),
-        )
-
-    def _label(self) -> None:
-        """Of the logits, or in the training-free pipeline of the cosines with the local half."""
-        if self._spec.refinement:
-            logits, strides = self._on_device["logits"], None
-            address, (classes, height, width) = logits.address, logits.shape
-        else:
-            cosines = self._on_device["correlation"]
-            classes, _, height, width = cosines.shape
-            address = cosines.address + height * width * cosines.dtype.itemsize
-            strides = (2 * height * width, width)
-        cuda_api.upsample_argmax(
-            address,
-            self._address("labels"),
-            self._address("scores") if self._scores else 0,
-            shape=(classes, height, width),
-            size=(self._plan.size.height, self._plan.size.width),
-            strides=strides,
-            stream=int(self._main.handle),
-        )
-
-    def close(self) -> None:
-        self._main.sync()
-        if self._graph is not None:
-            self._graph.close()
-        self._graph, self._contexts = None, {}
-        for buffer in (*self._on_device.values(), *self._on_host.values()):
-            buffer.close()
-        self._on_device, self._on_host = {}, {}

@@ -164,13 +164,14 @@ def open_pipeline(
     precision: Precision,
     threads: int | None,
     max_memory: int | None,
-    shortlist: int,
+    shortlist: int = 0,
+    workers: int = 1,
 ) -> FramePipeline:
     """The order of the stages on the device of the backend: on a GPU with our kernels between its engines, one graph a
     frame where they can be captured; elsewhere host arrays between engines.
 
     Raises:
-        InputError: a shortlist that cannot be.
+        InputError: a shortlist that cannot be, or several workers where frames do not run on a GPU.
         BundleError, EngineError: as `open_stage` and `open_built`.
     """
     from kernels import cuda_api
@@ -182,7 +183,9 @@ def open_pipeline(
         from runtime.cuda.pipeline import CudaPipeline
 
         opened = {stage: open_on_device(bundle, stage, backend, precision, max_memory) for stage in stages}
-        return CudaPipeline(bundle, opened, max_memory, shortlist=shortlist)
+        return CudaPipeline(bundle, opened, max_memory, shortlist=shortlist, workers=workers)
+    if workers != 1:
+        raise InputError(f"workers is {workers}; expected 1: {backend} runs one frame at a time here, on all cores")
     engines = {stage: open_stage(bundle, stage, backend, precision, threads) for stage in stages}
     return Pipeline(bundle.manifest.pipeline, engines, shortlist=shortlist)
 

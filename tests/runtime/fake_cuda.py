@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
+
+DEVICE = threading.RLock()  # streams are touched by one thread at a time
+THREAD = threading.local()
+
+
+def capturing() -> Capture | None:
+    """What this thread's launches go into."""
+    return getattr(THREAD, "capture", None)
 
 
 class Buffer:
@@ -21,23 +30,41 @@ class Buffer:
         self.handle = self.memory.ctypes.data
         Buffer.live[self.handle] = self
 
-    def copy_from(self, source: Buffer, *, stream: Stream) -> None:
-        assert source.size == self.size
+    @staticmethod
+    def from_handle(address: int, size: int) -> Part:
+        return Part(address, size)
 
-        def copy() -> None:
-            assert Buffer.live.get(self.handle) is self, "a copy into freed memory"
-            assert Buffer.live.get(source.handle) is source, "a copy from freed memory"
-            ctypes.memmove(self.handle, source.handle, self.size)
-
-        stream.enqueue(copy)
+    def copy_from(self, source: Buffer | Part, *, stream: Stream) -> None:
+        copy_bytes(self, source, stream)
 
     def close(self) -> None:
         assert Buffer.live.pop(self.handle, None) is self, "freed twice"
 
 
-def alive(address: int) -> bool:
+class Part:
+    """Some bytes of a buffer, which somebody else owns."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.handle, self.size = address, size
+
+    def copy_from(self, source: Buffer | Part, *, stream: Stream) -> None:
+        copy_bytes(self, source, stream)
+
+
+def copy_bytes(target: Buffer | Part, source: Buffer | Part, stream: Stream) -> None:
+    assert source.size == target.size
+
+    def copy() -> None:
+        assert alive(target.handle, target.size), "a copy into freed memory"
+        assert alive(source.handle, source.size), "a copy from freed memory"
+        ctypes.memmove(target.handle, source.handle, target.size)
+
+    stream.enqueue(copy)
+
+
+def alive(address: int, size: int = 1) -> bool:
     """Whether memory that is not freed lies there."""
-    return any(start <= address < start + buffer.size for start, buffer in Buffer.live.items())
+    return any(start <= address and address + size <= start + buffer.size for start, buffer in Buffer.live.items())
 
 
 class Event:
@@ -45,6 +72,11 @@ class Event:
 
     def __init__(self) -> None:
         self.mark: tuple[Stream, int] | None = None
+
+    def sync(self) -> None:
+        assert self.mark is not None, "waits for an event that was never recorded"
+        stream, index = self.mark
+        stream.advance(index + 1)
 
     def __sub__(self, other: Event) -> float:
         assert self.mark is not None
@@ -62,7 +94,6 @@ class Stream:
 
     by_handle: ClassVar[dict[int, Stream]] = {}
     early: ClassVar[bool] = False
-    capturing: ClassVar[Capture | None] = None
 
     def __init__(self) -> None:
         self.work: list[Any] = []
@@ -76,43 +107,47 @@ class Stream:
         return Stream.by_handle[handle]
 
     def enqueue(self, work: Callable[[], None]) -> None:
-        if not self._captured(("run", self, work)):
-            self.work.append(work)
-            self._hurry()
+        with DEVICE:
+            if not self._captured(("run", self, work)):
+                self.work.append(work)
+                self._hurry()
 
     def record(self, event: Event) -> Event:
-        if not self._captured(("record", self, event)):
-            event.mark = self, len(self.work)
-            self.work.append(lambda: None)
-            self._hurry()
+        with DEVICE:
+            if not self._captured(("record", self, event)):
+                event.mark = self, len(self.work)
+                self.work.append(lambda: None)
+                self._hurry()
         return event
 
     def wait(self, event: Event) -> None:
-        capture = Stream.capturing
+        capture = capturing()
         if capture is not None and event in capture.recorded:
             capture.streams.setdefault(self, None)
-        if not self._captured(("wait", self, event)):
-            assert event.mark is not None, "waits for an event that was never recorded"
-            self.work.append(event.mark)
-            self._hurry()
+        with DEVICE:
+            if not self._captured(("wait", self, event)):
+                assert event.mark is not None, "waits for an event that was never recorded"
+                self.work.append(event.mark)
+                self._hurry()
 
     def create_graph_builder(self) -> Capture:
         return Capture(self)
 
     def sync(self) -> None:
-        assert Stream.capturing is None, "a synchronise while capturing"
+        assert capturing() is None, "a synchronise while capturing"
         self.advance(len(self.work))
 
     def advance(self, end: int) -> None:
-        while self.done < end:
-            work = self.work[self.done]
-            if isinstance(work, tuple):
-                stream, index = work
-                stream.advance(index + 1)
-                self.done += 1
-            else:
-                self.done += 1
-                work()
+        with DEVICE:
+            while self.done < end:
+                work = self.work[self.done]
+                if isinstance(work, tuple):
+                    stream, index = work
+                    stream.advance(index + 1)
+                    self.done += 1
+                else:
+                    self.done += 1
+                    work()
 
     def _hurry(self) -> None:
         while self.is_early and Stream.early and self.done < len(self.work):
@@ -122,7 +157,7 @@ class Stream:
             self.advance(self.done + 1)
 
     def _captured(self, step: tuple[str, Stream, Any]) -> bool:
-        capture = Stream.capturing
+        capture = capturing()
         if capture is None or self not in capture.streams:
             return False
         capture.add(step)
@@ -142,19 +177,19 @@ class Capture:
 
     def begin_building(self, mode: str) -> Capture:
         assert mode == "thread_local"
-        Stream.capturing = self
+        THREAD.capture = self
         return self
 
     def add(self, step: tuple[str, Stream, Any]) -> None:
         if Capture.refuse:
-            Stream.capturing = None
+            THREAD.capture = None
             raise RuntimeError("operation not permitted when stream is capturing")
         self.steps.append(step)
         if step[0] == "record":
             self.recorded.add(step[2])
 
     def end_building(self) -> Capture:
-        Stream.capturing = None
+        THREAD.capture = None
         waited = {event for kind, stream, event in self.steps if kind == "wait" and stream is self.main}
         for stream in self.streams:
             last = [step for step in self.steps if step[1] is stream][-1]
@@ -228,7 +263,33 @@ class LegacyPinnedMemoryResource:
         return Buffer(size)
 
 
+class StridedMemoryView:
+    """Another library's array, behind what its stream holds; or a buffer's for another library."""
+
+    def __init__(self, array: Any, stream_ptr: int) -> None:
+        self.ptr, self.shape, self.strides, self.dtype = 0, (), None, np.dtype(np.uint8)
+        if hasattr(array, "__dlpack__"):
+            memory = array.__dlpack__(stream=stream_ptr)
+            self.ptr, self.shape, self.dtype = memory.ctypes.data, memory.shape, memory.dtype
+            self.strides = tuple(stride // memory.itemsize for stride in memory.strides)
+        else:
+            about = array.__cuda_array_interface__
+            self.ptr, self.shape, self.dtype = about["data"][0], about["shape"], np.dtype(about["typestr"])
+            if about["strides"] is not None:
+                self.strides = tuple(stride // self.dtype.itemsize for stride in about["strides"])
+            if about["stream"] is not None:
+                Stream.by_handle[stream_ptr].wait(Stream.by_handle[about["stream"]].record(Event()))
+        self.owner = array
+
+    @classmethod
+    def from_buffer(cls, buffer: Buffer, shape: tuple[int, ...], *, dtype: Any) -> Any:
+        memory = buffer.memory.view(dtype).reshape(shape)
+        return SimpleNamespace(__dlpack__=lambda **options: memory.__dlpack__(**options))
+
+
 core = SimpleNamespace(
+    Buffer=Buffer,
+    utils=SimpleNamespace(StridedMemoryView=StridedMemoryView),
     Device=Device,
     Stream=Stream,
     LegacyPinnedMemoryResource=LegacyPinnedMemoryResource,
