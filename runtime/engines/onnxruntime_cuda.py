@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from runtime.profiles import PATCH
 
 MOST_GRAPHS = 64  # of a session, which keeps them until it is closed
 NO_GRAPH = -1  # the graph id that means a plain run
+FIRST_RUN = threading.Lock()  # it allocates and captures
 Specs = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
@@ -35,7 +38,7 @@ class OnnxRuntimeCudaEngine:
 
     A CUDA graph of ONNX Runtime's belongs to a thread, to shapes and to addresses: all runs take place in one thread,
     and every set of shapes and addresses has a graph. While one is captured, in the first run of a set, CUDA refuses
-    allocations in all threads of the process.
+    allocations in all threads of the process: first runs of all stages take turns, other libraries are not held back.
 
     Args:
         precision: What the graph computes in. fp16 graphs too have float32 inputs and outputs.
@@ -78,6 +81,8 @@ class OnnxRuntimeCudaEngine:
 
     def _without_graphs(self, reason: Exception) -> None:
         """Opens the session again, on a stream that no failed capture has touched."""
+        with suppress(Exception):  # one that was touched cannot be waited for
+            self._stream.sync()
         self._sites.clear()
         self._session, self._most_graphs = None, 0
         self._stream = self._device.stream()
@@ -117,7 +122,8 @@ class OnnxRuntimeCudaEngine:
     def _run(self, site: Site) -> None:
         self._stream.wait(self._before)
         try:
-            self._session.run_with_iobinding(site.binding, site.options)
+            with nullcontext() if site.has_run else FIRST_RUN:
+                self._session.run_with_iobinding(site.binding, site.options)
         except Exception as error:  # the library raises its own classes, none of them public
             raise EngineError(f"stage {self.stage}: ONNX Runtime failed: {one_line(error)}") from None
         site.has_run = True

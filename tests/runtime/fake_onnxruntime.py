@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import onnxruntime
 from fake_cuda import Stream, alive
 
@@ -59,6 +59,7 @@ class Session:
     refuses_graphs: ClassVar[bool] = False
     fails_capture: ClassVar[bool] = False
     fails: ClassVar[bool] = False
+    capture: ClassVar[Any] = threading.Lock()
 
     def __init__(self, session: Any, given: dict[str, str], path: Path) -> None:
         assert given.keys() <= OPTIONS
@@ -99,6 +100,9 @@ class Session:
             if Session.fails_capture:
                 self.stream.broken = True  # type: ignore[attr-defined]
                 raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
+            assert Session.capture.acquire(blocking=False), "two captures at once: one's allocations end the other"
+            time.sleep(0.01)
+            Session.capture.release()
             self.captured[key] = binding
             assert len({thread for thread, _ in self.captured}) == 1, "every thread captures its own graphs"
         elif number >= 0:
@@ -112,5 +116,5 @@ class Session:
         for bound, bind in ((binding.inputs, real.bind_input), (binding.outputs, real.bind_output)):
             for name, (dtype, shape, address) in bound.items():
                 assert alive(address), f"{name} is freed memory"
-                bind(name, "cpu", 0, np.dtype(dtype), shape, address)
+                bind(name, "cpu", 0, dtype, shape, address)
         self.session.run_with_iobinding(real)
