@@ -127,14 +127,16 @@ class Record(Run):
         return f"{self.machine.cpu}, {self.threads} threads" if self.gpu is None else str(self.gpu)
 
     @property
-    def title(self) -> tuple[str, str]:
+    def title(self) -> tuple[str, ...]:
+        """Lines; the first is the largest."""
         work = self.workload
         height, width = work.photo_size
-        return (
-            f"{self.bundle.name}: {self.backend} {self.asked_precision}, K = {work.classes} classes",
-            f"{self.hardware}; photo {width}x{height}, model input "
-            f"{work.geometry.image_size} px and {work.geometry.crops} crops of {work.geometry.crop_size} px",
+        name = f"{self.bundle.name}: {self.backend} {self.asked_precision}, K = {work.classes} classes"
+        data = (
+            f"photo {width}x{height}, model input {work.geometry.image_size} px and {work.geometry.crops} crops of "
+            f"{work.geometry.crop_size} px"
         )
+        return (name, f"{self.hardware}; {data}") if self.gpu is None else (name, self.hardware, data)
 
     @property
     def note(self) -> str:

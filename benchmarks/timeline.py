@@ -44,9 +44,9 @@ def save_timeline(path: Path, sites: Sequence[Site], title: Sequence[str], note:
 
 
 def _label(site: Site) -> str:
-    parts = [f"{site.milliseconds:.3g} ms"]
+    parts = [f"{site.milliseconds:.3f} ms"]
     if site.tflops is not None:
-        parts.append(f"{site.tflops:.3g} TFLOP/s")
+        parts.append(f"{site.tflops:,.1f} TFLOP/s")
     if site.bandwidth is not None:
-        parts.append(f"{site.bandwidth:.3g} GB/s")
+        parts.append(f"{site.bandwidth:,.0f} GB/s")
     return ", ".join(parts)
