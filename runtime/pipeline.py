@@ -122,7 +122,8 @@ class Pipeline:
             image, crops = kernels.preprocess(
                 photo, size=geometry.image_size, crop=crop, stride=geometry.stride, color=color
             )
-            refresh = None if reuse is None else reuse.refresh(photo, color, self._kept and self._kept.refresh)
+            last = None if self._kept is None else self._kept.refresh
+            refresh = None if reuse is None else reuse.refresh(photo, color, last)
         features = self._features(image, crops, refresh, timer)
         with timer("correlation"):
             cosines = self._run("correlation", features=features, text=text)["correlation"]

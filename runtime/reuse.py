@@ -77,7 +77,7 @@ class Reuse:
         kind = photo.shape, color
         if kept is None or kept is not self.last or kind != self._kind:
             self._kind, self._frame, self._seen = kind, 0, windows
-            crops = range(len(windows))
+            crops = list(range(len(windows)))
         else:
             self._frame += 1
             crops = [
@@ -102,7 +102,8 @@ def samples(photo: Pixels, geometry: Geometry) -> Pixels:
     """(H, W, 3) -> (4G, 4G, 3): the pixels of the photo nearest to points that lie evenly in every patch."""
     side = SAMPLES * geometry.grid
     rows, columns = ((2 * np.arange(side) + 1) * length // (2 * side) for length in photo.shape[:2])
-    return photo[rows[:, None], columns]
+    found: Pixels = photo[rows[:, None], columns]
+    return found
 
 
 def differs(now: Pixels, then: Pixels) -> bool:

@@ -145,7 +145,7 @@ def test_two_frames_from_end_to_end(small_bundle: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "the backbone takes" in done.stderr
     assert "The weights are random" in done.stderr
-    [data] = tmp_path.glob("cpu-*/small-video-onnxruntime-fp32.json")
+    [data] = tmp_path.glob("cpu-*/tiny-video-onnxruntime-fp32.json")
     assert data.with_suffix(".png").stat().st_size > 20_000
     text = data.read_text()
     for private in (str(ROOT), str(tmp_path), str(small_bundle.parent), f"/{getpass.getuser()}/"):
