@@ -250,7 +250,7 @@ def write(record: AccuracyRecord, findings: Findings, dataset: Dataset, name: st
     from benchmarks.accuracy_record import file_stem
     from runtime.files import atomic_file
 
-    folder, stem = out / record.machine.slug, file_stem(name, record.data)
+    folder, stem = out / record.machine.slug, file_stem(name, record.data, any(one.shortlist for one in record.scores))
     pictures = importlib.util.find_spec("matplotlib") is not None
     endings = (".json", "-confusion.png", "-sheet.png") if pictures else (".json",)
     paths = [folder / f"{stem}{ending}" for ending in endings]

@@ -86,10 +86,11 @@ class AccuracyRecord(Run):
         return f"{self.bundle.name}: {self.setup}; {data.images} pictures of {what}, {data.classes} classes"
 
 
-def file_stem(bundle_folder: str, data: Identity) -> str:
-    """tiny-accuracy; other data than the test split is named."""
+def file_stem(bundle_folder: str, data: Identity, shortlists: bool = False) -> str:
+    """tiny-accuracy; other data than the test split is named, and a comparison of shortlists has a file of its own."""
     other = data.split if data.seeds else data.name
     middle = [] if other == "test" and data.seeds else [slug(other or "data")]
+    middle += ["shortlist"] if shortlists else []
     return "-".join([slug(bundle_folder), *middle, "accuracy"])
 
 

@@ -36,17 +36,18 @@ def save_video_chart(path: Path, record: VideoRecord, examples: Sequence[Example
 
 
 def draw_scores(axes: Axes, scores: Sequence[VideoScore]) -> None:
-    """Speed-up against agreement, the settings with the same crops joined; the number is reuse_global."""
+    """Speed-up against agreement on objects, the settings with the same crops joined; the number is reuse_global."""
     for crops, color in COLORS.items():
         own = [one for one in scores if one.crops == crops]
-        x, y = [one.speedup for one in own], [100 * one.agreement for one in own]
+        x, y = [one.speedup for one in own], [100 * (one.on_objects or 0) for one in own]
         axes.plot(x, y, "-o", color=color, markersize=5, linewidth=1, label=f"crops={crops!r}")
         above = 6 if crops == "changed" else -12
         for one, *spot in zip(own, x, y, strict=True):
             axes.annotate(str(one.reuse_global), spot, (0, above), textcoords="offset points", color=color, ha="center")
     axes.set_xlabel("speed-up of a clip; numbers: reuse_global", fontsize=8.5)
-    axes.set_ylabel("labels as without reuse, %", fontsize=8.5)
+    axes.set_ylabel("object pixels labelled as without reuse, %", fontsize=8.5)
     axes.margins(0.12, 0.2)
+    axes.ticklabel_format(useOffset=False)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="best")

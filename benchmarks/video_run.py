@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rich.progress import track
 
 from benchmarks.clips import CLIPS, Clip
+from benchmarks.scene_vocabulary import SURFACES
 from benchmarks.segmentation_metrics import Confusion, mean_of
 from benchmarks.video_record import VideoScore
 from runtime.bundle import Bundle
@@ -38,6 +39,8 @@ class Tally:
     confusion: Confusion = field(init=False)
     clip_ms: list[float] = field(default_factory=list)
     agreement: list[float] = field(default_factory=list)  # by frame
+    object_pixels: int = 0
+    object_agreed: int = 0
     backbone_ms: float = 0.0
     crops: int = 0
     whole: int = 0
@@ -136,7 +139,10 @@ def film(
             last = streams[index].last
             tally.crops += geometry.crops if last is None else len(last.crops)
             tally.whole += 1 if last is None else last.full
-            tally.agreement.append(float(np.mean(maps[index] == maps[0])))
+            same, objects = maps[index] == maps[0], truth >= len(SURFACES)
+            tally.agreement.append(float(np.mean(same)))
+            tally.object_pixels += int(np.count_nonzero(objects))
+            tally.object_agreed += int(np.count_nonzero(same & objects))
             tally.confusion.add(truth, maps[index])
     return image, maps[0], maps[len(SETTINGS) - 1]
 
@@ -154,6 +160,7 @@ def score(clip: str, setting: tuple[int, str], tally: Tally, full: Tally, geomet
         backbone_ms=tally.backbone_ms / frames,
         agreement=statistics.mean(tally.agreement),
         worst=min(tally.agreement),
+        on_objects=tally.object_agreed / tally.object_pixels if tally.object_pixels else None,
         miou=mean_of(tally.confusion.ious()),
         crops_computed=tally.crops / (frames * geometry.crops),
         whole_computed=tally.whole / frames,

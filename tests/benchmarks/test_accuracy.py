@@ -174,6 +174,7 @@ def test_file_names() -> None:
     scenes = Identity(name="tabletop", images=2, classes=69, split="test", size=320, seeds=(0, 1))
     assert accuracy_record.file_stem("Tiny 3x3", scenes) == "tiny-3x3-accuracy"
     assert accuracy_record.file_stem("tiny", scenes.model_copy(update={"split": "hard"})) == "tiny-hard-accuracy"
+    assert accuracy_record.file_stem("tiny", scenes, shortlists=True) == "tiny-shortlist-accuracy"
     assert accuracy_record.file_stem("tiny", Identity(name="test", images=2, classes=3)) == "tiny-test-accuracy"
 
 
@@ -221,7 +222,7 @@ def test_shortlists_from_end_to_end(small_bundle: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "shortlists of 69 classes" in done.stderr
-    [data] = tmp_path.glob("cpu-*/*.json")
+    [data] = tmp_path.glob("cpu-*/small-shortlist-accuracy.json")
     found = accuracy_record.AccuracyRecord.model_validate_json(data.read_text())
     assert [(one.contestant, one.shortlist) for one in found.scores] == [("onnxruntime fp32", m) for m in (0, 1, 69)]
     every, one, all_listed = found.scores

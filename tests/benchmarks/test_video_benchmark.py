@@ -113,7 +113,7 @@ def test_what_film_counts() -> None:
     }
     full, most = scores[1, "all"], scores[8, "changed"]
     assert (full.speedup, full.agreement, full.crops_computed, full.whole_computed) == (1, 1, 1, 1)
-    assert (most.speedup, most.agreement, most.worst) == (4, 0.75, 0.75)
+    assert (most.speedup, most.agreement, most.worst, most.on_objects) == (4, 0.75, 0.75, 0.5)
     assert (most.crops_computed, most.whole_computed) == (0.25, 0.25)
     assert (scores[2, "all"].crops_computed, scores[2, "all"].whole_computed) == (1, 0.5)
     assert (full.milliseconds, most.milliseconds) == (40, 10)
