@@ -32,9 +32,16 @@ class Roofs(BaseModel):
 def measure_roofs() -> Roofs:
     if reason := why_no_gpu_torch():
         return Roofs(reason=reason)
-    from benchmarks.kernel_cases_cuda import clock
-
     return Roofs(tflops=matrix_peak(clock, "cuda", SIDES), bandwidth=copy_bandwidth(clock, "cuda", COPY_BYTES))
+
+
+def clock(run: Callable[[], Any]) -> float:
+    """Milliseconds between two events around the run."""
+    from benchmarks.torch_frame import Watch
+
+    watch = Watch("cuda")
+    run()
+    return watch.stop()["device"]
 
 
 def why_no_gpu_torch() -> str:

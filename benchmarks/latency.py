@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # --help waits for no library
     from benchmarks.alone import Alone
     from benchmarks.contestants import Name, Task
     from benchmarks.record import Record
+    from benchmarks.stage_profile import StageProfile
     from runtime.bundle import Bundle
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -129,12 +130,7 @@ def measure(bundle: Bundle, task: Task, names: list[Name], without_torch: str | 
     names = [one.contestant for one in alone]
     console.print(f"{' and '.join(names)} in turn: {task.warmup} + {task.frames} frames")
     found = measure_interleaved(names, task)
-    profile = None
-    if task.on_gpu:
-        from benchmarks.stage_profile import profile_stages
-
-        console.print("stage by stage")
-        profile = profile_stages(task)
+    profile = stages_on_gpu(task)
     manifest, machine = bundle.manifest, this_machine(None if found.gpu is None else found.gpu.name)
     remarks = caveats(task.precision, found.precision, manifest.random_weights, task.on_gpu)
     return Record(
@@ -168,6 +164,15 @@ def measure(bundle: Bundle, task: Task, names: list[Name], without_torch: str | 
         ratio=ratios(found.frames),
         frames=found.frames,
     )
+
+
+def stages_on_gpu(task: Task) -> StageProfile | None:
+    if not task.on_gpu:
+        return None
+    from benchmarks.stage_profile import profile_stages
+
+    console.print("stage by stage")
+    return profile_stages(task)
 
 
 def each_alone(names: list[Name], task: Task) -> tuple[list[Alone], list[str]]:

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,16 @@ import pytest
 import torch
 from cuda_pipelines import device, kernels_on_device, on_device, one_logger_a_test  # noqa: F401 (fixtures)
 from PIL import Image
+from rich.console import Console
 from small_models import CLASSES, random_photo
 
-from benchmarks import alone, contestants, gpu_roofs, latency, measure, stage_profile
+from benchmarks import alone, contestants, gpu_roofs, latency, measure, stage_profile, torch_frame
 from benchmarks.contestants import Name, Task
 from benchmarks.gpu_roofs import Roofs, copy_bandwidth, matrix_peak, measure_roofs
 from benchmarks.gpu_state import FIELDS, GpuState, gpu_state, parse, run_tool
 from benchmarks.record import Record
 from benchmarks.stage_profile import Site, StageProfile, site_bytes, site_flops, summarise
-from benchmarks.tables import gpu_sentences, stage_table
+from benchmarks.tables import gpu_sentences, print_report, stage_table
 from benchmarks.timeline import save_timeline
 from runtime.bundle import Bundle
 from runtime.cuda.plan import plan_frame
@@ -94,6 +96,15 @@ def test_roofs_are_operations_and_bytes_over_time() -> None:
     assert copy_bandwidth(milliseconds(0.5), "cpu", 4000) == pytest.approx(2 * 4000 / 0.5e-3 / 1e9)
 
 
+def test_roofs_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timed by events; large matrices and copies are for a real one."""
+    monkeypatch.setattr(gpu_roofs, "why_no_gpu_torch", lambda: "")
+    monkeypatch.setattr(gpu_roofs, "matrix_peak", lambda clock, where, sides: clock(lambda: None))
+    monkeypatch.setattr(gpu_roofs, "copy_bandwidth", lambda clock, where, size: size)
+    monkeypatch.setattr(torch_frame, "Watch", lambda where: SimpleNamespace(stop=lambda: {"device": 3.0, "total": 9.0}))
+    assert measure_roofs() == Roofs(tflops=3.0, bandwidth=2**30)
+
+
 def test_roofs_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert measure_roofs() == Roofs(reason="this torch sees no GPU: install the build for your driver")
@@ -161,8 +172,6 @@ def profile(roofs: Roofs) -> StageProfile:
 
 
 def printed(table: Any) -> str:
-    from rich.console import Console
-
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(table)
     return console.export_text()
@@ -248,6 +257,11 @@ def test_a_run_on_the_fake_device(task: Task, monkeypatch: pytest.MonkeyPatch, t
     assert {"upload", "backbone crops", "lga_merge", "decoder 0", "upsample_argmax", "download"} <= set(sites)
     assert all((site.flops is None) != (site.moved is None) for site in sites.values())
     assert any("not measured" in line for line in gpu_sentences(written))
+    report = Console(width=200, record=True, file=io.StringIO())
+    print_report(report, written)
+    text = report.export_text()
+    for words in ("torch half p50", "end to end", "held of the GPU's memory", "NVIDIA Fake", "labelled as by torch"):
+        assert words in text
 
 
 def test_compiled_torch_is_the_same_model(task: Task) -> None:
