@@ -30,6 +30,7 @@ TEXT_STAGE = "text_encoder"
 DEFAULT_CACHE = default_cache_dir()
 WORKER = "segmenter"  # name of the threads behind `submit`
 Classes = Sequence[str] | str | Path
+Named = tuple[npt.NDArray[np.float32] | None, tuple[str, ...]]  # embeddings (K, 2, C) and the names that they stand for
 
 
 class Segmenter:
@@ -48,8 +49,7 @@ class Segmenter:
         self._pipeline = pipeline
         self._embedder = embedder
         self._color = check_color(color)
-        self._classes: tuple[str, ...] = ()
-        self._text: npt.NDArray[np.float32] | None = None
+        self._named: Named = None, ()
         self._lock = threading.RLock()
         self._turns = threading.BoundedSemaphore(pipeline.in_flight)
         self._queue: ThreadPoolExecutor | None = None
@@ -122,7 +122,7 @@ class Segmenter:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self._classes
+        return self._named[1]
 
     @property
     def precision(self) -> dict[str, str]:
@@ -144,7 +144,7 @@ class Segmenter:
             self._check_open()
             text = self._embedder.embed(names)
             self._pipeline.prepare(len(names))
-            self._text, self._classes = text, tuple(names)
+            self._named = text, tuple(names)  # frames that run keep theirs
 
     @overload
     def __call__(self, image: list[Any], *, color: str | None = None, scores: bool = True) -> list[Segmentation]: ...
@@ -166,9 +166,13 @@ class Segmenter:
         Raises:
             InputError: the image has another type, dtype, rank or channel count, or no classes are set.
         """
+        result: Segmentation | list[Segmentation] = self._call(image, color, scores, self._named)
+        return result
+
+    def _call(self, image: Any, color: str | None, scores: bool, named: Named) -> Any:
         if isinstance(image, list):
             return list(self._in_flight(image, color, scores))
-        return self._segment(image, color, scores)
+        return self._segment(image, color, scores, named)
 
     def on_device(self, image: Any, *, color: str | None = None) -> DeviceSegmentation:
         """As a call, but the labels stay in GPU memory, where torch, CuPy and others take them without a copy.
@@ -178,40 +182,39 @@ class Segmenter:
         """
         if not self._pipeline.on_gpu:
             raise InputError("labels stay on the GPU only where the engines run there; call the segmenter instead")
-        result, classes = self._run(image, color, False, on_device=True)
-        return DeviceSegmentation(result.labels, classes, result.timings)
+        named = self._named
+        result = self._run(image, color, False, named, on_device=True)
+        return DeviceSegmentation(result.labels, named[1], result.timings)
 
-    def _segment(self, image: Any, color: str | None, scores: bool, reuse: Reuse | None = None) -> Segmentation:
-        result, classes = self._run(image, color, scores, reuse=reuse)
-        return Segmentation(result.labels, classes, result.timings, result.scores)
+    def _segment(
+        self, image: Any, color: str | None, scores: bool, named: Named, reuse: Reuse | None = None
+    ) -> Segmentation:
+        result = self._run(image, color, scores, named, reuse=reuse)
+        return Segmentation(result.labels, named[1], result.timings, result.scores)
 
-    def _run(
-        self, image: Any, color: str | None, scores: bool, **options: Any
-    ) -> tuple[PipelineResult, tuple[str, ...]]:
+    def _run(self, image: Any, color: str | None, scores: bool, named: Named, **options: Any) -> PipelineResult:
         order = "rgb" if hasattr(image, "getbands") else check_color(color or self._color)
         pixels = image if self._pipeline.on_gpu and in_gpu_memory(image) else as_pixels(image)
         with self._turns:
-            with self._lock:  # classes may change while a frame runs; it keeps those it began with
-                self._check_open()
-                if self._text is None:
-                    raise InputError("no classes are set; call set_classes([...]) or load with classes=[...]")
-                text, classes = self._text, self._classes
-            return self._pipeline(pixels, text, color=order, scores=scores, **options), classes
+            self._check_open()
+            if named[0] is None:
+                raise InputError("no classes are set; call set_classes([...]) or load with classes=[...]")
+            return self._pipeline(pixels, named[0], color=order, scores=scores, **options)
 
     def submit(self, image: Any, *, color: str | None = None, scores: bool = True) -> Future[Segmentation]:
-        """Queues one image and returns at once. Frames begin in the order of submission."""
+        """Queues one image, with the classes of this moment, and returns at once. Frames begin in their order."""
         with self._lock:
             if not self._accepts:
                 raise closed_error()
             if self._queue is None:
                 self._queue = ThreadPoolExecutor(self._pipeline.in_flight, thread_name_prefix=WORKER)
-            return self._queue.submit(self.__call__, image, color=color, scores=scores)
+            return self._queue.submit(self._call, image, color, scores, self._named)
 
     def _in_flight(self, images: Iterable[Any], color: str | None, scores: bool) -> Iterator[Segmentation]:
         """In their order, as many at once as the device takes."""
         queued = threading.current_thread().name.startswith(WORKER)  # a list among the images of `submit`
         if queued or self._pipeline.in_flight == 1:
-            yield from (self._segment(image, color, scores) for image in images)
+            yield from (self._segment(image, color, scores, self._named) for image in images)
             return
         begun: deque[Future[Segmentation]] = deque()
         for image in images:
@@ -254,7 +257,7 @@ class Segmenter:
             frames, order = source, self._color
         if drop or reuse is not None:  # nothing must lie in a queue, or each frame depends on the last
             for frame in newest(frames) if drop else frames:
-                yield self._segment(frame, order, scores, reuse)
+                yield self._segment(frame, order, scores, self._named, reuse)
         else:
             yield from self._in_flight(frames, order, scores)
 
