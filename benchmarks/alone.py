@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 import runtime.errors
 from benchmarks.contestants import Name, Task, open_contestant, open_embedder
+from benchmarks.gpu_state import used_memory_mb
 from benchmarks.machine import peak_memory_mb
 from runtime.engines import MODULES
 from runtime.errors import Dinov3SegError, EngineError
-from runtime.gpu import free_memory
 
 WARM_FRAMES = 5
 
@@ -35,7 +35,7 @@ class Alone(BaseModel):
         first_frame: By stage. Where frames are captured or compiled, the first one pays for it.
         warm_ms: End to end, after the warm-up: shows whether the interleaved timings were disturbed.
         start_mb, loaded_mb, peak_mb: Peak resident size after the imports, the load, and the last frame.
-        gpu_mb: What the contestant held of the GPU's memory after the last frame, its context aside; None on a CPU.
+        gpu_mb: What the contestant held of the GPU's memory after the last frame, its context included; None on a CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,7 +84,7 @@ def measure_alone(name: Name, task: Task) -> Alone:
 
 def measure(name: Name, task: Task) -> Alone:
     photo = np.load(task.photo)
-    free_before = free_gpu_mb(task)
+    before = used_memory_mb() if task.on_gpu else None
     watch = StopWatch()
     importlib.import_module(MODULES.get(task.backend, task.backend) if name == "engine" else "torch")
     importlib.import_module("runtime.segmenter")
@@ -98,7 +98,7 @@ def measure(name: Name, task: Task) -> Alone:
         for _ in range(task.warmup):
             segmenter(photo, scores=False)
         warm = [segmenter(photo, scores=False).timings["total"] for _ in range(min(task.frames, WARM_FRAMES))]
-        free_after = free_gpu_mb(task)
+        after = used_memory_mb() if task.on_gpu else None
         return Alone(
             contestant=name,
             imports_ms=imports_ms,
@@ -109,18 +109,8 @@ def measure(name: Name, task: Task) -> Alone:
             start_mb=start_mb,
             loaded_mb=loaded_mb,
             peak_mb=peak_memory_mb(),
-            gpu_mb=free_before - free_after if free_before is not None and free_after is not None else None,
+            gpu_mb=None if before is None or after is None else after - before,
         )
-
-
-def free_gpu_mb(task: Task) -> float | None:
-    """The first call makes the context."""
-    if not task.on_gpu:
-        return None
-    try:
-        return free_memory() / 2**20
-    except EngineError:  # torch can be measured without the packages that tell
-        return None
 
 
 class StopWatch:

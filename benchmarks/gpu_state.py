@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -74,18 +75,24 @@ def gpu_state(gpu: Gpu, run: Run = run_tool) -> GpuState:
     )
 
 
-def parse(printed: str) -> dict[str, str | float | None]:
+def parse(printed: str) -> dict[str, Any]:
     """The fields of one line of nvidia-smi; what it does not know is "[N/A]" or "[Not Supported]"."""
     values = [part.strip() for part in printed.strip().partition("\n")[0].split(",")]
     if len(values) != len(FIELDS):
         return {}
-    found: dict[str, str | float | None] = {}
+    found: dict[str, Any] = {}
     for name, value in zip(FIELDS, values, strict=True):
         if name == "driver":
             found[name] = "" if value.startswith("[") else value
         else:
             found[name] = float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else None
     return found
+
+
+def used_memory_mb(run: Run = run_tool) -> float | None:
+    """Of the GPU, by all processes. Asked from outside, so that the asking process needs no context for it."""
+    printed = run(["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]).strip()
+    return float(printed) if printed.isdecimal() else None
 
 
 def _find(pattern: str, text: str) -> str:

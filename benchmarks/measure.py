@@ -130,12 +130,12 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(p50=p50, p90=p90, p99=p99, mean=float(np.mean(values)))
 
 
-def ratios(frames: Sequence[Frame]) -> dict[Name, dict[str, float]]:
+def ratios(frames: Sequence[Frame]) -> dict[str, dict[str, float]]:
     """A rival's time over the engine's by stage: the median over rounds, each round against itself.
 
     Of the stages that both have: on a GPU, torch's frame knows the device's time and the whole only.
     """
-    rounds: dict[Name, dict[int, dict[str, float]]] = {}
+    rounds: dict[str, dict[int, dict[str, float]]] = {}
     for frame in frames:
         rounds.setdefault(frame.contestant, {})[frame.round] = frame.stages
     engine = rounds.pop("engine", {})

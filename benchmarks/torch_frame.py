@@ -6,14 +6,14 @@ This is what the engines are compared with on a GPU. It fits behind a `Segmenter
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from runtime.classes import select_classes
 from runtime.geometry import Geometry
@@ -28,7 +28,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class TorchStage:
     """A module, eager or compiled, and what it computes in."""
 
-    module: nn.Module
+    module: Callable[..., Any]
     precision: str
 
 

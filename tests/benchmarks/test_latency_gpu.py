@@ -20,7 +20,7 @@ from small_models import CLASSES, random_photo
 from benchmarks import alone, contestants, gpu_roofs, latency, measure, stage_profile, torch_frame
 from benchmarks.contestants import Name, Task
 from benchmarks.gpu_roofs import Roofs, copy_bandwidth, matrix_peak, measure_roofs
-from benchmarks.gpu_state import FIELDS, GpuState, gpu_state, parse, run_tool
+from benchmarks.gpu_state import FIELDS, GpuState, gpu_state, parse, run_tool, used_memory_mb
 from benchmarks.record import Record
 from benchmarks.stage_profile import Site, StageProfile, site_bytes, site_flops, summarise
 from benchmarks.tables import gpu_sentences, print_report, stage_table
@@ -277,9 +277,11 @@ def test_compiled_torch_is_the_same_model(task: Task) -> None:
 
 
 def test_memory_of_the_gpu_is_measured_alone(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = iter((5 << 30, 4 << 30))
-    monkeypatch.setattr(alone, "free_memory", lambda: next(left))
+    used = iter((500.0, 1524.0))
+    monkeypatch.setattr(alone, "used_memory_mb", lambda: next(used))
     found = alone.measure("torch", task)
     assert found.gpu_mb == 1024
     assert found.contestant == "torch"
-    assert alone.free_gpu_mb(task.model_copy(update={"backend": "openvino"})) is None
+    assert used_memory_mb(lambda command: " 1234\n") == 1234
+    assert used_memory_mb(lambda command: "[N/A]\n") is None
+    assert used_memory_mb(lambda command: "") is None
