@@ -73,6 +73,17 @@ def test_half_precision_is_nearly_the_same() -> None:
     assert np.mean(found.labels == expected.labels) > 0.8
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_torch_compile_takes_every_stage_whole() -> None:
+    """Without breaks in its graph, which would be unfair to it. Its code generator is for the GPU to run."""
+    frame, host = both((), True, torch.float32)
+    for name, stage in frame.engines.items():
+        whole = torch.compile(stage.module, dynamic=False, fullgraph=True, backend="eager")
+        frame.engines[name] = TorchStage(whole, "x")
+    photo, text = random_photo(), text_of(5)
+    assert np.mean(frame(photo, text).labels == host(photo, text).labels) > 0.998
+
+
 def test_events_around_the_frame_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.torch_frame import Watch
 
