@@ -12,7 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from runtime.cli import console, one_line_errors, spinner
+from runtime.cli import console, one_line_errors, show_memory_plans, spinner
 from runtime.errors import InputError
 
 
@@ -140,6 +140,7 @@ def run(
     threads = loading["threads"]
     if threads is not None and threads < 1:
         raise InputError(f"--threads is {threads}; expected at least 1")
+    show_memory_plans()
     frames = open_source(source)
     sink = open_sink(out, frames)
     timings = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import signal
 import sys
 import warnings
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 
 import typer
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from runtime.errors import Dinov3SegError, OutputError
@@ -42,6 +44,14 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         console.print("interrupted; nothing unfinished is left", style="red")
         raise typer.Exit(130) from None
+
+
+def show_memory_plans() -> None:
+    """Prints what the GPU pipeline is about to allocate, which it logs."""
+    log = logging.getLogger("runtime.cuda")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
 
 
 def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from runtime.errors import InputError
 from runtime.manifest import PipelineSpec, Profile, StageEntry
@@ -76,6 +77,23 @@ def profile(stage: StageEntry, ranges: Mapping[str, Range]) -> Profile:
             value.name: (shape(value.shape, 0), shape(value.shape, 1), shape(value.shape, 2)) for value in stage.inputs
         }
     )
+
+
+def output_shapes(
+    stage: StageEntry, shapes: Mapping[str, Sequence[int]], whole: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, tuple[int, ...]]:
+    """Of every output, for inputs of these shapes. `whole`: axes of which the inputs are a part only."""
+    axes = {
+        axis: length
+        for one in stage.inputs
+        for axis, length in zip(one.shape, shapes[one.name], strict=True)
+        if isinstance(axis, str)
+    }
+    axes["patches"] = (axes.get("height", 0) // PATCH) * (axes.get("width", 0) // PATCH)
+    axes |= whole
+    return {
+        one.name: tuple(axes[axis] if isinstance(axis, str) else axis for axis in one.shape) for one in stage.outputs
+    }
 
 
 def accepts(profile: Profile, shapes: Mapping[str, Sequence[int]]) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from runtime.bundle import Bundle
-from runtime.manifest import PipelineSpec, StageEntry
+from runtime.manifest import PipelineSpec
 from runtime.pipeline import CLASS_CHUNK
-from runtime.profiles import PATCH
+from runtime.profiles import PATCH, output_shapes
 
 Shape = tuple[int, ...]
 FLOAT = 4  # bytes: what lies between engines is float32
@@ -104,8 +104,9 @@ def plan_frame(bundle: Bundle, classes: int) -> FramePlan:
         for stage_output, name in call.outputs.items():
             if name not in known:
                 known.add(name)
-                whole = classes if call.stage == "decoder" else None
-                buffers.append(Planned(name, _output_shape(bundle.stage(call.stage), stage_output, call, whole)))
+                whole = {"classes": classes} if call.stage == "decoder" else {}
+                shapes = output_shapes(bundle.stage(call.stage), call.shapes, whole)
+                buffers.append(Planned(name, shapes[stage_output]))
     singles = tuple(_backbone(bundle, "crops", f"backbone crop {i}", 1, i) for i in range(crops))
     return FramePlan(classes, tuple(buffers), calls, singles)
 
@@ -165,18 +166,3 @@ def _call(
         if specs[name][0] == cut:
             offsets[name] = first * math.prod(axes[n] if isinstance(n, str) else n for n in specs[name][1:])
     return Call(site, stage, inputs, outputs, shapes, offsets)
-
-
-def _output_shape(stage: StageEntry, name: str, call: Call, classes: int | None) -> Shape:
-    """`classes`: of the whole buffer, where the call fills a chunk of it."""
-    axes = {
-        axis: length
-        for spec in stage.inputs
-        for axis, length in zip(spec.shape, call.shapes[spec.name], strict=True)
-        if isinstance(axis, str)
-    }
-    axes["patches"] = (axes.get("height", 0) // PATCH) * (axes.get("width", 0) // PATCH)
-    if classes is not None:
-        axes["classes"] = classes
-    shape = next(spec.shape for spec in stage.outputs if spec.name == name)
-    return tuple(axes[axis] if isinstance(axis, str) else axis for axis in shape)

@@ -20,7 +20,7 @@ from runtime.engines.onnxruntime import CUDA, NO_TF32, one_line, open_session, s
 from runtime.errors import EngineError
 from runtime.gpu import cuda_core
 from runtime.manifest import StageEntry
-from runtime.profiles import PATCH
+from runtime.profiles import output_shapes
 
 MOST_GRAPHS = 64  # of a session, which keeps them until it is closed
 NO_GRAPH = -1  # the graph id that means a plain run
@@ -96,7 +96,9 @@ class OnnxRuntimeCudaEngine:
     def bind(self, shapes: Shapes, stream: int) -> OnnxRuntimeCudaBinding:
         """Nothing is allocated: that is up to the first run."""
         inputs = {one.name: (tuple(shapes[one.name]), np.dtype(one.dtype)) for one in self._entry.inputs}
-        return OnnxRuntimeCudaBinding(self, inputs, output_specs(self._entry, shapes))
+        found = output_shapes(self._entry, shapes)
+        outputs = {one.name: (found[one.name], np.dtype(one.dtype)) for one in self._entry.outputs}
+        return OnnxRuntimeCudaBinding(self, inputs, outputs)
 
     def run(self, binding: OnnxRuntimeCudaBinding, stream: int) -> None:
         """Raises EngineError where ONNX Runtime fails."""
@@ -195,18 +197,3 @@ def run_options(graph: int) -> Any:
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     options.add_run_config_entry("gpu_graph_id", str(graph))
     return options
-
-
-def output_specs(stage: StageEntry, shapes: Shapes) -> Specs:
-    """Shapes and dtypes of the outputs for inputs of these shapes, from the stage table."""
-    axes = {
-        axis: length
-        for one in stage.inputs
-        for axis, length in zip(one.shape, shapes[one.name], strict=True)
-        if isinstance(axis, str)
-    }
-    axes["patches"] = (axes.get("height", 0) // PATCH) * (axes.get("width", 0) // PATCH)
-    return {
-        one.name: (tuple(axes[axis] if isinstance(axis, str) else axis for axis in one.shape), np.dtype(one.dtype))
-        for one in stage.outputs
-    }

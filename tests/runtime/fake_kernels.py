@@ -33,11 +33,12 @@ def preprocess(
     crops: int,
     stream: int,
 ) -> None:
-    assert (pitch, pixel, storage) == (3 * width, 3, 0)
+    assert (pixel, storage) == (3, 0)
     photo, color = (red, "rgb") if step == 1 else (red - 2, "bgr")
 
     def work() -> None:
-        pixels = array(photo, (height, width, 3), np.uint8)
+        flat = array(photo, (pitch * (height - 1) + 3 * width,), np.uint8)
+        pixels = np.lib.stride_tricks.as_strided(flat, (height, width, 3), (pitch, 3, 1))
         whole, parts = kernels.preprocess(pixels, size=size, crop=crop or None, stride=stride, color=color)
         array(image, whole.shape, np.float32)[...] = whole
         if parts is not None:

@@ -116,14 +116,14 @@ def test_a_live_stream_counts_the_frames_that_it_segments(
         yield corner(photo)
         sent.set()  # the source was asked for more: the last frame is in the mailbox
 
-    real = segmenter._pipeline
+    real = Pipeline.__call__
 
     def slow(*args: Any, **options: Any) -> Any:
         taken.set()
         assert sent.wait(timeout=60)
         return real(*args, **options)
 
-    monkeypatch.setattr(segmenter, "_pipeline", slow)
+    monkeypatch.setattr(Pipeline, "__call__", slow)
     results = list(segmenter.stream(camera(), drop=True, reuse_global=2, crops="changed"))
     assert len(results) == 2
     assert backbone_images == [(4, 64), (1, 96), (1, 64)]
