@@ -132,7 +132,7 @@ def score_table(record: AccuracyRecord) -> Table:
         cells = [percent(one.miou[group]) for group in groups]
         cells += [percent(one.pixel_accuracy), percent(one.boundary_f)]
         agreement = "reference" if one.agreement is None else percent(one.agreement, 3)
-        name = f"{one.contestant}, shortlist {one.shortlist}" if one.shortlist else one.contestant
+        name = f"{one.contestant}, top {one.shortlist}" if one.shortlist else one.contestant
         table.add_row(name, one.views, *cells, agreement, f"{one.seconds:.3f}")
     return table
 
