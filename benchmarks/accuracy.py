@@ -201,9 +201,9 @@ def measure(
     from benchmarks.accuracy_record import AccuracyRecord, caveats
     from benchmarks.accuracy_run import evaluate, open_contestants
     from benchmarks.machine import load_average, this_machine, versions
-    from benchmarks.record import BundleIdentity, relative_command
+    from benchmarks.record import BundleIdentity, busy, relative_command
 
-    before, manifest = load_average(), bundle.manifest
+    before, manifest, machine = load_average(), bundle.manifest, this_machine()
     contestants = open_contestants(
         bundle.root, sides, views, without_torch is None, weights, threads, dataset.classes, shortlists
     )
@@ -212,7 +212,7 @@ def measure(
     record = AccuracyRecord(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=relative_command("benchmarks/accuracy.py", sys.argv[1:]),
-        machine=this_machine(),
+        machine=machine,
         versions=versions(),
         load_average=(before, load_average()),
         threads=threads,
@@ -223,7 +223,9 @@ def measure(
         small_objects=findings.small_objects if dataset.tabletop else None,
         reference=contestants[0].name,
         without_torch=without_torch,
-        remarks=tuple(caveats(findings.scores, manifest.random_weights)),
+        remarks=tuple(
+            caveats(findings.scores, manifest.random_weights) + (busy(before, machine.cores) if shortlists else [])
+        ),
         scores=tuple(findings.scores),
     )
     return record, findings

@@ -11,12 +11,13 @@ from benchmarks.record import Entry, Run
 from runtime.geometry import Geometry
 
 METHOD = {
-    "speedup": "time of a clip with every frame computed in full over its time with reuse, the median over clips; all "
-    "settings in one process, in turn frame by frame, and who begins changes",
+    "speedup": "time of the clips with every frame computed in full over their time with reuse; all settings in one "
+    "process, in turn frame by frame, and who begins changes; frames of a setting with the same number of crops and "
+    "whole images computed count at their median",
     "agreement": "share of pixels labelled as when every frame is computed in full; worst: of the worst frame; "
     "on_objects: of the pixels that belong to an object, which most of a picture does not",
     "miou": "mean of class IoUs from one confusion matrix over all frames",
-    "backbone_ms": "of one frame, as far as the stages are timed one by one: reuse saves here alone",
+    "backbone_ms": "the median of a frame, as far as the stages are timed one by one: reuse saves here alone",
     "crops, whole": "share of crops and of whole images that went through the backbone",
 }
 
@@ -28,7 +29,6 @@ class VideoScore(Entry):
     reuse_global: int
     crops: str
     speedup: float
-    speedup_by_clip: tuple[float, ...]
     milliseconds: float
     backbone_ms: float
     agreement: float

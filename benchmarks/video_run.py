@@ -37,16 +37,24 @@ class Tally:
 
     classes: int
     confusion: Confusion = field(init=False)
-    clip_ms: list[float] = field(default_factory=list)
+    milliseconds: dict[tuple[int, bool], list[float]] = field(default_factory=dict)  # by crops and whole computed
     agreement: list[float] = field(default_factory=list)  # by frame
     object_pixels: int = 0
     object_agreed: int = 0
-    backbone_ms: float = 0.0
-    crops: int = 0
-    whole: int = 0
+    backbone_ms: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.confusion = Confusion(self.classes)
+
+    def mean_ms(self) -> float:
+        """Of a frame, those with the same work counted at their median: one that was disturbed counts as the others."""
+        total = sum(len(times) * statistics.median(times) for times in self.milliseconds.values())
+        return total / len(self.agreement)
+
+    def computed(self) -> tuple[float, float]:
+        """Crops and whole images in a frame."""
+        work = [(crops, whole) for (crops, whole), times in self.milliseconds.items() for _ in times]
+        return statistics.mean(crops for crops, _ in work), statistics.mean(whole for _, whole in work)
 
 
 @dataclass
@@ -124,21 +132,18 @@ def film(
     streams = [Reuse(geometry, reuse_global=period, crops=crops) for period, crops in SETTINGS]
     turns = list(range(len(SETTINGS)))
     names = text[chosen]
-    for tally in tallies:
-        tally.clip_ms.append(0.0)
     for image, truth in clip:
         maps: dict[int, LabelMap] = {}
         for index in turns:
             reuse = streams[index] if index else None
             result = pipelines[index](image, names, scores=False, reuse=reuse)
             maps[index] = chosen[result.labels]
-            tallies[index].clip_ms[-1] += result.timings["total"]
-            tallies[index].backbone_ms += sum(result.timings.get(stage, 0) for stage in BACKBONE)
+            last = streams[index].last
+            work = (geometry.crops, True) if last is None else (len(last.crops), last.full)
+            tallies[index].milliseconds.setdefault(work, []).append(result.timings["total"])
+            tallies[index].backbone_ms.append(sum(result.timings.get(stage, 0) for stage in BACKBONE))
         turns.reverse()
         for index, tally in enumerate(tallies):
-            last = streams[index].last
-            tally.crops += geometry.crops if last is None else len(last.crops)
-            tally.whole += 1 if last is None else last.full
             same, objects = maps[index] == maps[0], truth >= len(SURFACES)
             tally.agreement.append(float(np.mean(same)))
             tally.object_pixels += int(np.count_nonzero(objects))
@@ -148,20 +153,18 @@ def film(
 
 
 def score(clip: str, setting: tuple[int, str], tally: Tally, full: Tally, geometry: Geometry) -> VideoScore:
-    frames = len(tally.agreement)
-    ratios = [base / own for base, own in zip(full.clip_ms, tally.clip_ms, strict=True)]
+    crops, whole = tally.computed()
     return VideoScore(
         clip=clip,
         reuse_global=setting[0],
         crops=setting[1],
-        speedup=statistics.median(ratios),
-        speedup_by_clip=tuple(ratios),
-        milliseconds=sum(tally.clip_ms) / frames,
-        backbone_ms=tally.backbone_ms / frames,
+        speedup=full.mean_ms() / tally.mean_ms(),
+        milliseconds=tally.mean_ms(),
+        backbone_ms=statistics.median(tally.backbone_ms),
         agreement=statistics.mean(tally.agreement),
         worst=min(tally.agreement),
         on_objects=tally.object_agreed / tally.object_pixels if tally.object_pixels else None,
         miou=mean_of(tally.confusion.ious()),
-        crops_computed=tally.crops / (frames * geometry.crops),
-        whole_computed=tally.whole / frames,
+        crops_computed=crops / geometry.crops,
+        whole_computed=whole,
     )

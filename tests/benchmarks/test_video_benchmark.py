@@ -121,6 +121,14 @@ def test_what_film_counts() -> None:
     assert most.miou == pytest.approx((1 / 2 + 0) / 2)
 
 
+def test_a_disturbed_frame_counts_as_its_like() -> None:
+    tally = Tally(3)
+    tally.agreement = [1.0] * 6
+    tally.milliseconds = {(4, True): [40.0, 900.0, 42.0], (0, False): [10.0, 12.0, 11.0]}
+    assert tally.mean_ms() == (3 * 42 + 3 * 11) / 6
+    assert tally.computed() == (2, 0.5)
+
+
 def test_on_the_host_settings_share_engines_and_keep_features_apart(small_bundle: Path) -> None:
     pipelines = video_run.open_pipelines(Bundle.open(small_bundle), "onnxruntime", "fp32", 1)
     assert len(pipelines) == len(SETTINGS)
