@@ -62,7 +62,7 @@ def measure(device: Device, bundle: Path | None, only: str, seconds: float) -> K
     from benchmarks.record import busy, relative_command
 
     rig = cpu_rig() if device is Device.cpu else cuda_rig()
-    machine, before = this_machine(), load_average()
+    machine, before = this_machine(None if device is Device.cpu else rig.name), load_average()
     logits, source = (model_logits(bundle), bundle.name) if bundle else (rig.hills, "smooth")
     cases = [
         run_case(case, rig, seconds) for case in rig.cases(logits, source) if only in f"{case.kernel}: {case.inputs}"

@@ -9,12 +9,11 @@ from runtime.bundle import Bundle, sha256, write_manifest
 from runtime.engines.tensorrt_build import Job, build_engine
 from runtime.engines.tensorrt_library import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE, Library
 from runtime.errors import EngineError
-from runtime.files import atomic_file
+from runtime.files import atomic_file, cache_dir
 from runtime.gpu import Gpu
 from runtime.manifest import EngineEntry, EngineKey, FileEntry, Precision, StageEntry
 from runtime.profiles import MOST_CLASSES, stage_profiles
 from runtime.targets import AHEAD_OF_TIME, EngineBackend, Target
-from runtime.text import default_cache_dir
 
 FOLDER = "engines"
 LEAST_COMPATIBLE = 8.0  # hardware-compatible engines run from Ampere on
@@ -100,10 +99,10 @@ def with_engines(bundle: Bundle, engines: Sequence[EngineEntry]) -> Bundle:
 
 def timing_cache(key: EngineKey) -> Path | None:
     """Measured kernels of earlier builds, for one version and GPU; TensorRT-RTX times nothing when it builds."""
-    cache = default_cache_dir()
+    cache = cache_dir("timing")
     if cache is None or key.backend != "tensorrt":
         return None
-    return cache.parent / "timing" / f"{key.backend}-{key.version}-{'-'.join(key.targets)}.cache"
+    return cache / f"{key.backend}-{key.version}-{'-'.join(key.targets)}.cache"
 
 
 def intact(bundle: Bundle, entry: EngineEntry) -> bool:

@@ -17,17 +17,18 @@ import numpy.typing as npt
 from runtime.bundle import TOKENIZER, Bundle
 from runtime.engines import CPU_BACKENDS, Backend, best_backend, choose_backend, open_pipeline, open_stage
 from runtime.errors import EngineError, InputError
+from runtime.files import cache_dir
 from runtime.images import as_pixels, in_gpu_memory
 from runtime.live import newest
 from runtime.pipeline import FramePipeline, PipelineResult
 from runtime.reuse import Reuse
 from runtime.segmentation import DeviceSegmentation, Segmentation
-from runtime.text import TextEmbedder, Tokenizer, default_cache_dir
+from runtime.text import TextEmbedder, Tokenizer
 from runtime.video import open_source
 from runtime.vocab import read_classes
 
 TEXT_STAGE = "text_encoder"
-DEFAULT_CACHE = default_cache_dir()
+DEFAULT_CACHE = cache_dir("text")
 WORKER = "segmenter"  # name of the threads behind `submit`
 Classes = Sequence[str] | str | Path
 Named = tuple[npt.NDArray[np.float32] | None, tuple[str, ...]]  # embeddings (K, 2, C) and the names that they stand for

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import html
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -38,17 +37,6 @@ def clean(text: str) -> str:
     """
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
-
-
-def default_cache_dir() -> Path | None:
-    """`$XDG_CACHE_HOME/dinov3seg/text`, else under `~/.cache`; None for a user without a home."""
-    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        # The XDG specification says that a relative path is to be ignored.
-        root = configured if configured.is_absolute() else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return root / "dinov3seg" / "text"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, get_args
@@ -59,7 +60,7 @@ def not_installed(backend: str) -> str:
 
 def best_backend(bundle: Bundle, precision: str | None) -> tuple[Backend, Precision]:
     """What "auto" means for a bundle: an engine that was built for the GPU of this machine, else the CPU."""
-    from runtime.engine_cache import objection
+    from runtime.engine_cache import mend_engine, objection
     from runtime.gpu import find_gpu
 
     gpu = find_gpu() if bundle.manifest.engines else None
@@ -70,8 +71,16 @@ def best_backend(bundle: Bundle, precision: str | None) -> tuple[Backend, Precis
                 from runtime.engines.tensorrt_library import load_library
 
                 library = load_library(_built(backend))
-                if not any(objection(entry, library, entry.key.graph, gpu) for entry in entries):
+                reasons = [(entry, objection(entry, library, entry.key.graph, gpu)) for entry in entries]
+                fitting = {entry.key.stage for entry, reason in reasons if not reason}
+                if fitting.issuperset(stage.name for stage in bundle.manifest.stages):
                     return choose_backend(backend, precision)
+                entry, reason = next((one for one in reasons if one[1]), (entries[0], "has none beside it for others"))
+                warnings.warn(
+                    f"runs on the CPU: the {backend} engine of stage {entry.key.stage} {reason}; "
+                    f"{mend_engine(bundle, entry, gpu)}",
+                    stacklevel=2,
+                )
     return choose_backend("auto", precision)
 
 

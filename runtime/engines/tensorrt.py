@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from runtime.engines.base import Shapes
-from runtime.engines.tensorrt_library import Library
+from runtime.engines.kernel_cache import KernelCache
+from runtime.engines.tensorrt_library import Library, new_runtime
 from runtime.errors import EngineError
 from runtime.manifest import EngineEntry, Profile
 from runtime.profiles import accepts
@@ -26,13 +27,14 @@ class OpenEngine:
 
     def __init__(self, library: Library, root: Path, entry: EngineEntry) -> None:
         self.library, self.key, self.stage = library, entry.key, entry.key.stage
-        runtime = library.module.Runtime(library.logger)
+        runtime = new_runtime(library, entry.key.options)
         self.engine = runtime.deserialize_cuda_engine((root / entry.path).read_bytes())
         if self.engine is None:  # the library raises nothing
             raise EngineError(f"stage {self.stage}: the engine does not open: {library.last_error()}")
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         output = library.module.TensorIOMode.OUTPUT
         self.outputs = [name for name in names if self.engine.get_tensor_mode(name) == output]
+        self._kernels = KernelCache(library, self.engine, entry.file.sha256[:32])
         share = entry.facts.flops.get(entry.key.precision, 1.0)
         self.precision = f"{entry.key.precision}, {share:.0%} of the FLOPs"
 
@@ -50,7 +52,7 @@ class OpenEngine:
             EngineError: the shapes lie outside every profile, or there is no memory for a context.
         """
         profile = profile_of(self.stage, self.key.profiles, shapes)
-        context = self.engine.create_execution_context()
+        context = self._kernels.context()
         if context is None:
             raise EngineError(f"stage {self.stage}: no execution context: {self.library.last_error()}")
         context.set_optimization_profile_async(profile, stream)
@@ -59,6 +61,8 @@ class OpenEngine:
         return Bound(self, context)
 
     def close(self) -> None:
+        if self.engine is not None:
+            self._kernels.save()
         self.engine = None
 
 

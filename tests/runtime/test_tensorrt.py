@@ -214,6 +214,26 @@ def test_the_pipeline_on_the_device(backend: str, on_device: tuple[Bundle, Libra
     assert fake_cuda.Device.entered > entered + 2
 
 
+def test_auto_says_why_engines_are_not_used(on_device: tuple[Bundle, Library], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = on_device[0]
+    monkeypatch.setattr(gpu, "find_gpu", lambda: Gpu("NVIDIA Other", "8.9", integrated=False))
+    words = (
+        r"runs on the CPU: the tensorrt engine of stage text_encoder was built for .* 8.6, NVIDIA Other has 8.9; run"
+    )
+    with pytest.warns(UserWarning, match=words):
+        assert runtime.engines.best_backend(bundle, None) == ("onnxruntime", "fp32")
+
+
+def test_engines_of_other_gpus_beside_those_that_fit(on_device: tuple[Bundle, Library]) -> None:
+    bundle = on_device[0]
+    others = tuple(
+        engine.model_copy(update={"key": engine.key.model_copy(update={"targets": ("12.0",)})})
+        for engine in bundle.manifest.engines
+    )
+    both = bundle.manifest.model_copy(update={"engines": others + bundle.manifest.engines})
+    assert runtime.engines.best_backend(Bundle(bundle.root, both), None) == ("tensorrt", "fp16")
+
+
 def test_more_classes_than_were_built_for(on_device: tuple[Bundle, Library]) -> None:
     bundle, library = on_device
     entry = next(entry for entry in bundle.manifest.engines if entry.key.stage == "correlation")

@@ -15,7 +15,7 @@ from tokenizers import models, pre_tokenizers
 
 from export.tokenizer import find_bpe_vocabulary, write_clip_tokenizer
 from runtime.errors import BundleError, EngineError, InputError, OutputError
-from runtime.text import EOT, SOT, TextEmbedder, Tokenizer, clean, default_cache_dir
+from runtime.text import EOT, SOT, TextEmbedder, Tokenizer, clean
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer.json"
 PROMPT = "A photo of a {} in the scene"
@@ -295,12 +295,3 @@ def test_save_and_preload_failures(clip: Tokenizer, tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", **{**content, "names": np.array(["wall", "floor"])})  # type: ignore[arg-type]
     with pytest.raises(BundleError, match=r"have shape \(1, 2, 8\), expected \(2, 2, C\)"):
         text.preload(tmp_path / "mine.npz")
-
-
-def test_default_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "dinov3seg" / "text"
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for ignored in ("", "relative/path"):
-        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert default_cache_dir() == tmp_path / "home" / ".cache" / "dinov3seg" / "text"
