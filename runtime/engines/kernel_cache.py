@@ -20,20 +20,24 @@ class KernelCache:
 
     def __init__(self, library: Library, engine: Any, name: str) -> None:
         self._engine = engine
-        self._config: Any = engine.create_runtime_config() if hasattr(engine, "create_runtime_config") else None
         self._cache: Any = None
         self._known = b""
         folder = cache_dir("kernels")
         self._path = folder / f"{name}.bin" if folder else None
+        makes = hasattr(engine, "create_runtime_config")
+        self._config = self._configure(library, engine.create_runtime_config()) if makes else None
+
+    def _configure(self, library: Library, config: Any) -> Any:
         strategy = getattr(library.module, "DynamicShapesKernelSpecializationStrategy", None)
         if strategy is not None:  # not in the background, where a capture would not find them
-            self._config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
-        if hasattr(self._config, "create_runtime_cache"):
-            self._cache = self._config.create_runtime_cache()
+            config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
+        if hasattr(config, "create_runtime_cache"):
+            self._cache = config.create_runtime_cache()
             if self._path and self._path.is_file():
                 self._known = self._path.read_bytes()
                 self._cache.deserialize(self._known)
-            self._config.set_runtime_cache(self._cache)
+            config.set_runtime_cache(self._cache)
+        return config
 
     def context(self) -> Any:
         """A new execution context, or None: the library raises nothing."""
