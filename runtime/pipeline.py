@@ -18,6 +18,7 @@ from runtime.manifest import PipelineSpec
 from runtime.reuse import Refresh, Reuse
 from runtime.rope import rope_tables
 
+CORRELATION_CHUNK = 256  # classes compared with the features at once
 CLASS_CHUNK = 32  # classes decoded at once: about 20 MB of activations each at 160x160
 
 FloatArray = npt.NDArray[np.float32]
@@ -126,7 +127,7 @@ class Pipeline:
             refresh = None if reuse is None else reuse.refresh(photo, color, last)
         features = self._features(image, crops, refresh, timer)
         with timer("correlation"):
-            cosines = self._run("correlation", features=features, text=text)["correlation"]
+            cosines = self._correlate(features, text)
         if self.spec.refinement:
             sam_image = self._sam_image(photo, image, color)
             kept = refined_classes(cosines, self.spec.pad_len, self.shortlist)
@@ -147,6 +148,14 @@ class Pipeline:
 
     def close(self) -> None:
         self.engines, self._kept = {}, None
+
+    def _correlate(self, features: FloatArray, text: FloatArray) -> FloatArray:
+        """Cosines (K, 2, G, G). Each class is on its own, so long lists come in parts: built engines take no more."""
+        parts = [
+            self._run("correlation", features=features, text=text[start : start + CORRELATION_CHUNK])["correlation"]
+            for start in range(0, len(text), CORRELATION_CHUNK)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _refine(
         self,

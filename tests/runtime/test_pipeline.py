@@ -86,7 +86,7 @@ def test_sam_sees_the_photo_at_its_own_size(size: int) -> None:
 def test_training_free_text(half: str, pick: Any) -> None:
     engines = Engines()
     result = Pipeline(spec(refinement=False, training_free_text=half), engines)(PHOTO, text(5))
-    cosines = engines.of("correlation")[0][1]["correlation"]
+    cosines = np.concatenate([outputs["correlation"] for _, outputs in engines.of("correlation")])
     labels, winning = kernels.upsample_argmax(np.ascontiguousarray(pick(cosines)), size=(50, 70), scores=True)
     assert np.array_equal(result.labels, labels)
     assert np.array_equal(result.scores, winning)  # cosines, not probabilities
@@ -121,7 +121,7 @@ def test_classes_beyond_pad_len_never_win(classes: int, dtype: type) -> None:
     engines = Engines()
     embeddings = text(classes)
     result = Pipeline(spec(pad_len=4), engines)(PHOTO, embeddings)
-    cosines = engines.of("correlation")[0][1]["correlation"]
+    cosines = np.concatenate([outputs["correlation"] for _, outputs in engines.of("correlation")])
     kept = np.sort(np.argsort(-cosines.reshape(classes, -1).max(axis=1))[:4])
     [(inputs, _)] = engines.of("refinement")
     assert np.array_equal(inputs["correlation"], cosines[kept])
@@ -139,9 +139,11 @@ def test_training_free_drops_no_class() -> None:
 
 
 def test_any_number_of_classes_is_decoded_as_if_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    embeddings = text(1000)
-    found = Pipeline(spec(), Engines())(PHOTO, embeddings)
+    embeddings, parts = text(1000), Engines()
+    found = Pipeline(spec(), parts)(PHOTO, embeddings)
+    assert [len(inputs["text"]) for inputs, _ in parts.of("correlation")] == [256, 256, 256, 232]
     monkeypatch.setattr("runtime.pipeline.CLASS_CHUNK", 1000)
+    monkeypatch.setattr("runtime.pipeline.CORRELATION_CHUNK", 1000)
     engines = Engines()
     at_once = Pipeline(spec(), engines)(PHOTO, embeddings)
     assert len(engines.of("decoder")) == 1
