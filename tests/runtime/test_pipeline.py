@@ -86,7 +86,7 @@ def test_sam_sees_the_photo_at_its_own_size(size: int) -> None:
 def test_training_free_text(half: str, pick: Any) -> None:
     engines = Engines()
     result = Pipeline(spec(refinement=False, training_free_text=half), engines)(PHOTO, text(5))
-    cosines = np.concatenate([outputs["correlation"] for _, outputs in engines.of("correlation")])
+    cosines = engines.of("correlation")[0][1]["correlation"]
     labels, winning = kernels.upsample_argmax(np.ascontiguousarray(pick(cosines)), size=(50, 70), scores=True)
     assert np.array_equal(result.labels, labels)
     assert np.array_equal(result.scores, winning)  # cosines, not probabilities
@@ -160,7 +160,7 @@ def test_any_number_of_classes_is_decoded_as_if_at_once(monkeypatch: pytest.Monk
 def test_only_the_shortlist_is_refined(classes: int, dtype: type) -> None:
     engines, embeddings = Engines(), text(classes)
     result = Pipeline(spec(), engines, shortlist=2)(PHOTO, embeddings)
-    cosines = engines.of("correlation")[0][1]["correlation"]
+    cosines = np.concatenate([outputs["correlation"] for _, outputs in engines.of("correlation")])
     by_pixel = cosines.max(axis=1).reshape(classes, -1)
     kept = np.unique(np.argsort(-by_pixel, axis=0)[:2])
     [(inputs, _)] = engines.of("refinement")
