@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.machine import slug
 from runtime.gpu import Gpu
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,7 @@ def steps(out: Path, gpu: Gpu, quick: bool) -> Iterator[Step]:
     first = next((backend for backend in BACKENDS if not lacks_backend(backend)), "")
     for backend in BACKENDS:
         yield from measured(backend, TINY, out, compiles=not quick and backend == first)
+    yield scored(out, gpu)
     if quick:
         return
     yield vitl_bundle()
@@ -106,6 +108,13 @@ def measured(backend: str, bundle: Path, out: Path, compiles: bool) -> Iterator[
     latency = ("benchmarks/latency.py", "--engine", "fp16", "--backend", backend, "--bundle", str(bundle))
     options = (*([] if compiles else ["--no-compile"]), "--out", str(out))
     yield Step(f"{bundle.name}: {backend} frames", (PYTHON, *latency, *options), 240, lacks)
+
+
+def scored(out: Path, gpu: Gpu) -> Step:
+    """Scenes with ground truth, in every engine that runs here: the one thing that no shape and no clock can say."""
+    options = ("--bundle", str(TINY), "--backend", "all", "--scenes", "16", "--no-torch")
+    command = (PYTHON, "benchmarks/accuracy.py", *options, "--out", str(out / slug(gpu.name)))
+    return Step(f"{TINY.name}: accuracy", command, 120, lambda: "" if is_bundle(TINY) else f"no {TINY}")
 
 
 def is_bundle(folder: Path) -> bool:

@@ -90,7 +90,7 @@ def test_every_step_is_there(tmp_path: Path) -> None:
         assert all((device_suite.ROOT / script).is_file() for script in scripts), step.name
     names, quick = [step.name for step in found], [step.name for step in steps(tmp_path, H100, quick=True)]
     assert "CUDA kernels" in quick
-    assert "tiny-fp16: tensorrt engines" in quick
+    assert {"tiny-fp16: tensorrt engines", "tiny-fp16: accuracy"} <= set(quick)
     assert "vitl-random: onnxruntime-cuda frames" in names
     assert {name for name in names if "memcheck" in name or "vitl" in name}.isdisjoint(quick)
     kernels = next(step for step in found if step.name == "CUDA kernels")
@@ -99,12 +99,14 @@ def test_every_step_is_there(tmp_path: Path) -> None:
 
 def test_options_of_the_steps_are_real(tmp_path: Path) -> None:
     """A typing mistake would show on a GPU only."""
+    from benchmarks.accuracy import app as accuracy
     from benchmarks.kernels import app as kernels
     from benchmarks.latency import app as latency
     from export.build_engines import app as export
     from runtime.__main__ import app as runtime
 
     apps = {"benchmarks/kernels.py": kernels, "benchmarks/latency.py": latency, "export/build_engines.py": export}
+    apps["benchmarks/accuracy.py"] = accuracy
     for step in steps(tmp_path, H100, quick=False):
         script = next((part for part in step.command if part in apps), None)
         if script or step.command[1:3] == ("-m", "runtime"):
