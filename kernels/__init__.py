@@ -1,8 +1,9 @@
 """The fused steps between the networks: numpy in, numpy out, `out=` reuses buffers, the GIL is released.
 
 `kernels.reference` holds the same functions in plain numpy, `kernels.cuda_api` the same for device pointers.
-Arguments are checked here; the compiled code trusts them. Features and logits are float32 or float16, or with
-`bfloat16=True` uint16 arrays that hold bfloat16 bits (torch: `tensor.view(torch.uint16).numpy()`); sums are float32.
+Arguments are checked here; the compiled code trusts them. Pictures, features and logits are float32 or float16, or
+with `bfloat16=True` (preprocess: `dtype="bfloat16"`) uint16 arrays that hold bfloat16 bits (torch:
+`tensor.view(torch.uint16).numpy()`); sums are float32.
 
 The best instructions of the processor are used; DINOV3SEG_CPU=avx2 (or another of `build_info()["simd"]`) asks for
 others.
@@ -35,34 +36,39 @@ def preprocess(
     crop: int | None = 384,
     stride: int = 256,
     color: str = "rgb",
-    out: tuple[Floats, Floats | None] | None = None,
+    out: tuple[Stored, Stored | None] | None = None,
     *,
     antialias: bool = False,
-) -> tuple[Floats, Floats | None]:
+    dtype: str = "float32",
+) -> tuple[Stored, Stored | None]:
     """Resize, normalise and crop in one pass.
 
     photo     (H, W, 3) uint8, or (H, W) with color="grey"; any strides: slices and reversed views are read in place.
     size      S, pixels: bilinear as torch does it (align_corners=False), aspect not kept.
     crop      c, pixels, or None for no crops; stride in pixels, (size - crop) % stride == 0.
     antialias as torch's: a photo larger than S is averaged, not sampled; for shrinking by more than 2.
-    returns   image (1, 3, S, S) float32 = (rgb / 255 - mean) / std with the ImageNet statistics that DINOv3,
-              AnyUp and SAM share; crops (n, 3, c, c) float32 cut from it, row-major with y outer, or None.
+    dtype     of the results, "float32", "float16" or "bfloat16" (uint16 bits): rounded once, at the end.
+    returns   image (1, 3, S, S) = (rgb / 255 - mean) / std with the ImageNet statistics that DINOv3,
+              AnyUp and SAM share; crops (n, 3, c, c) cut from it, row-major with y outer, or None.
     raises    ValueError naming the argument, what it got and what is expected.
     """
     photo = checks.rgb_view(photo, color)
     size = checks.integer("size", size)
     image_out, crops_out = checks.parts("out", out, ("image", "crops"))
-    image = checks.output("out[0]", image_out, (1, 3, size, size), np.float32, photo)
+    storage = checks.storage("dtype", dtype)
+    element = checks.element_dtype(storage)
+    image = checks.output("out[0]", image_out, (1, 3, size, size), element, photo)
     if crop is None:
         if crops_out is not None:
             checks.fail("out[1]", crops_out, "None, because crop is None")
-        _kernels.preprocess(photo, 0, 1, antialias, image, None)
+        _kernels.preprocess(photo, 0, 1, bool(antialias), checks.STORAGE[storage], checks.bits(image), None)
         return image, None
     crop = checks.integer("crop", crop, high=size)
     stride = checks.integer("stride", stride)
     count = checks.crops_per_axis(size, crop, stride) ** 2
-    crops = checks.output("out[1]", crops_out, (count, 3, crop, crop), np.float32, photo, image)
-    _kernels.preprocess(photo, crop, stride, antialias, image, crops)
+    crops = checks.output("out[1]", crops_out, (count, 3, crop, crop), element, photo, image)
+    results = checks.bits(image), checks.bits(crops)
+    _kernels.preprocess(photo, crop, stride, bool(antialias), checks.STORAGE[storage], *results)
     return image, crops
 
 

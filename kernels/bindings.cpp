@@ -27,8 +27,8 @@ auto data_or_null(const Array& array) -> decltype(array.data()) {
 
 std::int64_t extent(const Stored& array, std::size_t axis) { return static_cast<std::int64_t>(array.shape(axis)); }
 
-void preprocess(const PhotoArray& photo, std::int64_t crop, std::int64_t stride, bool antialias, const Output& image,
-                const Output& crops) {
+void preprocess(const PhotoArray& photo, std::int64_t crop, std::int64_t stride, bool antialias, int storage,
+                const Result& image, const Result& crops) {
     const kernels::Photo source{photo.data(),
                                 static_cast<std::int64_t>(photo.shape(0)),
                                 static_cast<std::int64_t>(photo.shape(1)),
@@ -36,8 +36,9 @@ void preprocess(const PhotoArray& photo, std::int64_t crop, std::int64_t stride,
                                 static_cast<std::ptrdiff_t>(photo.stride(1)),
                                 static_cast<std::ptrdiff_t>(photo.stride(2))};
     const kernels::CropGeometry geometry{static_cast<std::int64_t>(image.shape(2)), crop, stride};
+    const kernels::PreprocessOptions options{static_cast<kernels::Storage>(storage), antialias};
     const nb::gil_scoped_release unlocked;
-    kernels::preprocess(source, geometry, antialias, image.data(), data_or_null(crops));
+    kernels::preprocess(source, geometry, options, image.data(), data_or_null(crops));
 }
 
 void lga_merge(const Stored& crops, const Stored& full, std::int64_t crops_per_axis, std::int64_t crop_grid,
@@ -93,7 +94,7 @@ nb::dict build_info() {
 }  // namespace
 
 NB_MODULE(_kernels, module) {
-    module.def("preprocess", &preprocess, "photo"_a.noconvert(), "crop"_a, "stride"_a, "antialias"_a,
+    module.def("preprocess", &preprocess, "photo"_a.noconvert(), "crop"_a, "stride"_a, "antialias"_a, "storage"_a,
                "image"_a.noconvert(), "crops"_a.noconvert().none());
     module.def("lga_merge", &lga_merge, "crops"_a.noconvert(), "full"_a.noconvert().none(), "crops_per_axis"_a,
                "crop_grid"_a, "stride"_a, "storage"_a, "normalize"_a, "channels_first"_a, "merged"_a.noconvert());

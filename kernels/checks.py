@@ -76,6 +76,13 @@ def rgb_view(value: Any, order: Any) -> NDArray[np.uint8]:
 STORAGE = {"float32": 0, "float16": 1, "bfloat16": 2}  # as in include/storage.hpp
 
 
+def storage(name: str, value: Any) -> str:
+    """Of a result, one of `STORAGE`."""
+    if not isinstance(value, str) or value not in STORAGE:
+        fail(name, value, ", ".join(f'"{dtype}"' for dtype in STORAGE))
+    return value
+
+
 def stored_dtype(name: str, value: Any, bfloat16: bool) -> str:
     """Of features or logits, one of `STORAGE`."""
     if bfloat16:

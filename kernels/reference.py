@@ -60,14 +60,15 @@ def preprocess(
     crop: int | None = 384,
     stride: int = 256,
     color: str = "rgb",
-    out: tuple[Floats, Floats | None] | None = None,
+    out: tuple[Stored, Stored | None] | None = None,
     *,
     antialias: bool = False,
-) -> tuple[Floats, Floats | None]:
+    dtype: str = "float32",
+) -> tuple[Stored, Stored | None]:
     rgb = {"rgb": photo, "bgr": photo[..., ::-1], "grey": photo[..., None].repeat(3, axis=-1)}[color]
     planes = rgb.transpose(2, 0, 1).astype(np.float32)
     resized = (_antialiased if antialias else _bilinear)(planes, (size, size)) / np.float32(255)
-    image = ((resized - MEAN[:, None, None]) / STD[:, None, None])[None]
+    image = _stored(((resized - MEAN[:, None, None]) / STD[:, None, None])[None], dtype)
     crops = None
     if crop is not None:
         offsets = range(0, size - crop + 1, stride)
@@ -92,7 +93,7 @@ def lga_merge(
     if normalize:
         merged = merged / np.linalg.norm(merged, axis=1, keepdims=True).clip(min=1e-12)
     merged = np.ascontiguousarray(merged.T) if channels_first else merged
-    return _deliver(_bfloat_bits(merged) if bfloat16 else merged.astype(stored.dtype), out)
+    return _deliver(_stored(merged, "bfloat16" if bfloat16 else stored.dtype.name), out)
 
 
 def _merged(crop_features: Floats | None, full_features: Floats | None, stride: int) -> Floats:
@@ -135,6 +136,10 @@ def _as_floats(stored: Stored | None, bfloat16: bool) -> Floats | None:
     if bfloat16 and stored is not None:
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return None if stored is None else stored.astype(np.float32)
+
+
+def _stored(values: Floats, dtype: str) -> Stored:
+    return _bfloat_bits(values) if dtype == "bfloat16" else values.astype(dtype)
 
 
 def _bfloat_bits(values: Floats) -> NDArray[np.uint16]:

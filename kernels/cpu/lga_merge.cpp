@@ -1,5 +1,7 @@
 #include "lga_merge.hpp"
 
+#include <algorithm>
+
 #include "dispatch.hpp"
 #include "parallel.hpp"
 
@@ -10,12 +12,12 @@ void lga_merge(const TokenGrid& tokens, const MergeOptions& options, const void*
     const std::int64_t cells = tokens.grid() * tokens.grid(), elements = cells * tokens.channels;
     MergePlan plan{tokens, tokens.grid(), options, crops, full, merged, false, 0, 0};
     plan.stream = elements * (options.storage == Storage::float32 ? 4 : 2) >= kWorthStreaming;
-    plan.padded = (tokens.channels + kTokens - 1) / kTokens * kTokens;
-    plan.scratch = options.normalize || options.channels_first ? kTokens * plan.padded : 0;
+    plan.scratch_tokens = options.channels_first ? kTokens : options.normalize ? 1 : 0;
+    plan.block = std::min((tokens.channels + kTokens - 1) / kTokens * kTokens, kBlockChannels);
 
     const Instructions& chosen = instructions();
     for_parts<float>(
-        cells, 4 * kTokens, static_cast<double>(elements), plan.scratch,
+        cells, 4 * kTokens, static_cast<double>(elements), plan.scratch_tokens * plan.block,
         [&](std::int64_t first, std::int64_t last, float* scratch) { chosen.merge_cells(plan, first, last, scratch); });
 }
 

@@ -10,7 +10,11 @@
 
 namespace kernels {
 
-constexpr int kTokens = 16;  // merged at a time where the result is transposed: a cache line of it
+constexpr int kMostLanes = 16;  // floats in a register, on any processor
+constexpr int kTokens = 16;     // merged at a time where the result is transposed: a cache line of it
+
+// At a time, where tokens go through scratch: kTokens of them are 128 KB, however many channels there are.
+constexpr std::int64_t kBlockChannels = 2048;
 
 struct MergePlan {
     TokenGrid tokens;
@@ -18,9 +22,8 @@ struct MergePlan {
     MergeOptions options;
     const void *crops, *full;
     void* merged;
-    bool stream;           // the result is larger than the caches
-    std::int64_t scratch;  // floats a thread: kTokens padded tokens
-    std::int64_t padded;   // channels, rounded up to a multiple of kTokens
+    bool stream;                         // the result is larger than the caches
+    std::int64_t scratch_tokens, block;  // in scratch at a time, and channels of each: a multiple of kTokens
 };
 
 // Logits columns that one vector load brings, and the cells between them whose pixels it serves.
@@ -74,7 +77,9 @@ struct ResizePlan {
     CropGeometry geometry;
     ResizeAxis rows, columns;
     std::int64_t padded_size;  // a multiple of 4: the tables of `columns` go on to there
-    float *image, *crops;
+    Storage storage;
+    std::int64_t element;  // bytes of one
+    unsigned char *image, *crops;
     bool stream;                                          // the result is larger than the caches
     std::int64_t blended_floats, line_floats, row_bytes;  // of a thread's scratch: once, three times, twice
 };

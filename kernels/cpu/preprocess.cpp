@@ -39,10 +39,11 @@ Axis two_taps(std::int64_t in_size, std::int64_t out_size) {
     return axis;
 }
 
-// torch's antialias=True where the input is larger: a triangle that reaches one output pixel to either side.
+// torch's antialias=True where the input is larger: a triangle that reaches one output pixel to either side. All
+// `width` inputs lie within the photo: near its end they begin with some that weigh nothing.
 Axis triangles(std::int64_t in_size, std::int64_t out_size) {
     const double scale = static_cast<double>(in_size) / static_cast<double>(out_size);
-    Axis axis{2 * static_cast<std::int64_t>(std::ceil(scale)) + 1, {}, {}, {}};
+    Axis axis{std::min(2 * static_cast<std::int64_t>(std::ceil(scale)) + 1, in_size), {}, {}, {}};
     axis.weights.resize(out_size * axis.width);
     for (std::int64_t i = 0; i < out_size; ++i) {
         const double centre = scale * (static_cast<double>(i) + 0.5);
@@ -53,10 +54,11 @@ Axis triangles(std::int64_t in_size, std::int64_t out_size) {
         };
         double total = 0.0;
         for (std::int64_t j = first; j < last; ++j) total += weight(j);
+        const std::int64_t begin = std::min(first, in_size - axis.width);
         for (std::int64_t j = first; j < last; ++j)
-            axis.weights[i * axis.width + j - first] = static_cast<float>(weight(j) / total);
-        axis.first.push_back(first);
-        axis.count.push_back(last - first);
+            axis.weights[i * axis.width + j - begin] = static_cast<float>(weight(j) / total);
+        axis.first.push_back(begin);
+        axis.count.push_back(last - begin);
     }
     return axis;
 }
@@ -77,10 +79,11 @@ void describe_pixels(ResizePlan& plan) {
 
 }  // namespace
 
-void preprocess(const Photo& photo, const CropGeometry& geometry, bool antialias, float* image, float* crops) {
+void preprocess(const Photo& photo, const CropGeometry& geometry, const PreprocessOptions& options, void* image,
+                void* crops) {
     const std::int64_t size = geometry.size, padded = (size + 3) / 4 * 4;
-    const Axis rows = axis_of(photo.height, size, antialias);
-    Axis columns = axis_of(photo.width, size, antialias);
+    const Axis rows = axis_of(photo.height, size, options.antialias);
+    Axis columns = axis_of(photo.width, size, options.antialias);
     columns.pad_to(padded);
 
     ResizePlan plan{};
@@ -89,15 +92,17 @@ void preprocess(const Photo& photo, const CropGeometry& geometry, bool antialias
     plan.rows = rows.view();
     plan.columns = columns.view();
     plan.padded_size = padded;
-    plan.image = image;
-    plan.crops = crops;
+    plan.storage = options.storage;
+    plan.element = options.storage == Storage::float32 ? 4 : 2;
+    plan.image = static_cast<unsigned char*>(image);
+    plan.crops = static_cast<unsigned char*>(crops);
     describe_pixels(plan);
     for (std::int64_t& first : columns.first) first *= plan.pitch;
     const std::int64_t pixels =
         size * size + geometry.crops_per_axis() * geometry.crops_per_axis() * geometry.crop * geometry.crop;
-    plan.stream = pixels * 3 * static_cast<std::int64_t>(sizeof(float)) >= kWorthStreaming;
-    plan.blended_floats = plan.pitch * (photo.width + plan.columns.width) + 4;
-    plan.line_floats = padded;
+    plan.stream = pixels * 3 * plan.element >= kWorthStreaming;
+    plan.blended_floats = plan.pitch * (photo.width + 1) + 4;  // the last pixel may read one column beyond
+    plan.line_floats = (size + kMostLanes - 1) / kMostLanes * kMostLanes;
     plan.row_bytes = plan.in_place ? 0 : 3 * photo.width;
 
     const Instructions& chosen = instructions();

@@ -21,6 +21,7 @@ struct MergeOptions {
     bool normalize, channels_first;
 };
 
+// A thread's scratch is at most 128 KB, however many channels there are.
 // merged = (sum of covering crops / count + full) / 2, or without the last step where `full` is null.
 // crops (crops_per_axis^2, crop_grid^2, channels); full (grid^2, channels); all three of the same storage.
 void lga_merge(const TokenGrid& tokens, const MergeOptions& options, const void* crops, const void* full, void* merged);

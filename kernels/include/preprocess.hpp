@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "storage.hpp"
+
 namespace kernels {
 
 // uint8 pixels anywhere in memory. Strides are in bytes and may be negative: a BGR photo is an RGB photo
@@ -26,8 +28,16 @@ struct CropGeometry {
 constexpr float kGain[3] = {1.0f / (255.0f * 0.229f), 1.0f / (255.0f * 0.224f), 1.0f / (255.0f * 0.225f)};
 constexpr float kOffset[3] = {-0.485f / 0.229f, -0.456f / 0.224f, -0.406f / 0.225f};
 
-// image (3, size, size); crops (crops_per_axis^2, 3, crop, crop), row-major with y outer. `antialias`: where the
-// photo is larger than the image, every pixel is the mean of all it covers, weighted by a triangle.
-void preprocess(const Photo& photo, const CropGeometry& geometry, bool antialias, float* image, float* crops);
+// `antialias`: where the photo is larger than the image, every pixel is the mean of all it covers, weighted by a
+// triangle.
+struct PreprocessOptions {
+    Storage storage;
+    bool antialias;
+};
+
+// image (3, size, size); crops (crops_per_axis^2, 3, crop, crop), row-major with y outer; both of `storage`.
+// A thread's scratch: at most 18 bytes a photo column and 12 an image column.
+void preprocess(const Photo& photo, const CropGeometry& geometry, const PreprocessOptions& options, void* image,
+                void* crops);
 
 }  // namespace kernels

@@ -48,7 +48,8 @@ def features(rng: Random, *shape: int) -> np.ndarray:
 
 
 def lga_merge(rng: Random) -> None:
-    per_axis, crop_grid, channels = some(rng, 4), some(rng, 7), some(rng, 90)
+    large = rng.random() < 0.02  # several blocks of channels
+    per_axis, crop_grid, channels = some(rng, 4), some(rng, 3 if large else 7), some(rng, 5000 if large else 90)
     stride = int(rng.integers(1, crop_grid + 1))
     grid = crop_grid + (per_axis - 1) * stride
     values = features(rng, per_axis**2 * crop_grid**2 + grid**2, channels)
@@ -118,14 +119,16 @@ def preprocess(rng: Random) -> None:
     pixels, color = photo(rng)
     crop, stride = some(rng, 40), some(rng, 20)
     size = crop + int(rng.integers(4)) * stride
-    antialias = bool(rng.random() < 0.4)
+    dtype, rounding = [("float32", 0.0), ("float16", 2.0**-10), ("bfloat16", 2.0**-7)][rng.integers(3)]
+    options = {"antialias": bool(rng.random() < 0.4), "dtype": dtype}
     arguments = size, crop if rng.random() < 0.8 else None, stride, color
-    expected = reference.preprocess(pixels, *arguments, antialias=antialias)
-    out = tuple(None if array is None else poisoned(array.shape, np.float32) for array in expected)
-    kernels.preprocess(pixels, *arguments, out=out, antialias=antialias)
-    for ours, theirs in zip(out, expected, strict=True):
-        if theirs is not None:
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    expected = reference.preprocess(pixels, *arguments, **options)
+    out = tuple(None if array is None else poisoned(array.shape, array.dtype) for array in expected)
+    kernels.preprocess(pixels, *arguments, out=out, **options)
+    for pair in zip(out, expected, strict=True):
+        if pair[1] is not None:
+            ours, theirs = (reference._as_floats(array, dtype == "bfloat16") for array in pair)
+            np.testing.assert_allclose(ours, theirs, rtol=rounding, atol=1e-5)
 
 
 KERNELS: dict[str, Callable[[Random], None]] = {

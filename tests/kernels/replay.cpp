@@ -46,11 +46,13 @@ void upsample_argmax(const std::vector<std::int64_t>& a) {
 void preprocess(const std::vector<std::int64_t>& a) {
     const Bytes photo = read(a[0] * a[1] * 3);
     const kernels::CropGeometry geometry{a[2], a[3], a[4]};
-    std::vector<float> image(3 * a[2] * a[2]);
-    std::vector<float> crops(geometry.crops_per_axis() * geometry.crops_per_axis() * 3 * a[3] * a[3]);
-    kernels::preprocess({photo.data(), a[0], a[1], 3 * a[1], 3, 1}, geometry, a[5] != 0, image.data(), crops.data());
-    write(image.data(), image.size() * sizeof(float));
-    write(crops.data(), crops.size() * sizeof(float));
+    const std::size_t element = a[6] == 0 ? 4 : 2;
+    Bytes image(3 * a[2] * a[2] * element);
+    Bytes crops(geometry.crops_per_axis() * geometry.crops_per_axis() * 3 * a[3] * a[3] * element);
+    kernels::preprocess({photo.data(), a[0], a[1], 3 * a[1], 3, 1}, geometry,
+                        {static_cast<kernels::Storage>(a[6]), a[5] != 0}, image.data(), crops.data());
+    write(image.data(), image.size());
+    write(crops.data(), crops.size());
 }
 
 }  // namespace

@@ -73,9 +73,12 @@ def test_upsample_argmax(replay, shape, size, storage):
 
 @pytest.mark.parametrize("shape", [(1, 1), (37, 53), (150, 90)])
 @pytest.mark.parametrize("antialias", [0, 1])
-def test_preprocess(replay, shape, antialias):
+@pytest.mark.parametrize("storage", [0, 1, 2])
+def test_preprocess(replay, shape, antialias, storage):
     photo = np.random.default_rng(2).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    expected = reference.preprocess(photo, 48, 32, 16, antialias=bool(antialias))
-    given = replay("preprocess", [*shape, 48, 32, 16, antialias], photo)
+    dtype, rounding = [("float32", 0.0), ("float16", 2.0**-10), ("bfloat16", 2.0**-7)][storage]
+    expected = reference.preprocess(photo, 48, 32, 16, antialias=bool(antialias), dtype=dtype)
     both = np.concatenate([array.ravel() for array in expected])
-    np.testing.assert_allclose(np.frombuffer(given, np.float32), both, rtol=0, atol=1e-5)
+    given = np.frombuffer(replay("preprocess", [*shape, 48, 32, 16, antialias, storage], photo), both.dtype)
+    ours, theirs = (reference._as_floats(array, storage == 2) for array in (given, both))
+    np.testing.assert_allclose(ours, theirs, rtol=rounding, atol=1e-5)

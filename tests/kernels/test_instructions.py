@@ -16,8 +16,12 @@ import numpy as np, kernels
 rng = np.random.default_rng(0)
 photo = rng.integers(0, 256, (97, 131, 3), dtype=np.uint8)
 crops, full = (rng.standard_normal(s, dtype=np.float32) for s in ((9, 8 * 8, 83), (14 * 14, 83)))
+long = rng.standard_normal((1, 9, 4500), dtype=np.float32)
 logits = rng.standard_normal((300, 23, 31), dtype=np.float32)
-results = [kernels.build_info()["cpu"], *kernels.preprocess(photo, 96, 64, 16)]
+results = [kernels.build_info()["cpu"], kernels.lga_merge(long, normalize=True)]
+for dtype in ("float32", "float16", "bfloat16"):
+    for antialias in (False, True):
+        results += kernels.preprocess(photo, 96, 64, 16, dtype=dtype, antialias=antialias)
 for cast in (np.float32, np.float16):
     results += kernels.upsample_argmax(logits.astype(cast), (90, 70), scores=True)
     for options in ({}, {"normalize": True}, {"channels_first": True}):

@@ -54,6 +54,19 @@ BAD_PREPROCESS = [
     ({"photo": PHOTO[..., 0]}, "photo: got uint8 array of shape (8, 9), expected uint8 array of shape (H, W, 3)"),
     ({"photo": PHOTO[:0, :, 0], "color": "grey"}, "photo: got uint8 array of shape (0, 9), expected"),
     ({"color": None}, "color: got None, expected"),
+    ({"dtype": "float64"}, 'dtype: got \'float64\', expected "float32", "float16", "bfloat16"'),
+    ({"dtype": np.float16}, "dtype: got type, expected"),
+    ({"dtype": None}, "dtype: got None, expected"),
+    ({"dtype": "float16", "out": image_and_crops()}, "out[0]: got float32 array of shape (1, 3, 32, 32), expected"),
+    ({"out": image_and_crops(dtype=np.float16)}, "out[0]: got float16 array of shape (1, 3, 32, 32), expected float32"),
+    (
+        {"dtype": "bfloat16", "out": (None, np.zeros((9, 3, 16, 16), np.float16))},
+        "out[1]: got float16 array of shape (9, 3, 16, 16), expected uint16",
+    ),
+    (
+        {"dtype": "float16", "out": (misaligned(np.zeros((1, 3, 32, 32), np.float16)), None)},
+        "out[0]: got a misaligned array, expected one at a multiple of 2 bytes",
+    ),
     (
         {"out": np.zeros((1, 3, 32, 32), np.float32)},
         "out: got float32 array of shape (1, 3, 32, 32), expected a tuple",

@@ -28,12 +28,14 @@ def test_reference_has_the_same_signature(name):
 
 @pytest.mark.parametrize("module", [kernels, reference])
 def test_out_is_filled_and_returned(module):
-    image, crops = module.preprocess(PHOTO, 64, 32, 16)
-    buffers = np.full_like(image, 9), np.full_like(crops, 9)
-    given = module.preprocess(PHOTO, 64, 32, 16, out=buffers)
-    assert given[0] is buffers[0] and given[1] is buffers[1]
-    assert np.array_equal(buffers[0], image) and np.array_equal(buffers[1], crops)
+    for dtype, element in [("float32", np.float32), ("float16", np.float16), ("bfloat16", np.uint16)]:
+        image, crops = module.preprocess(PHOTO, 64, 32, 16, dtype=dtype)
+        buffers = np.full(image.shape, 9, element), np.full(crops.shape, 9, element)
+        given = module.preprocess(PHOTO, 64, 32, 16, out=buffers, dtype=dtype)
+        assert given[0] is buffers[0] and given[1] is buffers[1]
+        assert np.array_equal(buffers[0], image) and np.array_equal(buffers[1], crops)
 
+    image = module.preprocess(PHOTO, 64, None)[0]
     buffer = np.full_like(image, 9)
     given = module.preprocess(PHOTO, 64, None, out=(buffer, None))
     assert given[0] is buffer and given[1] is None and np.array_equal(buffer, image)

@@ -120,6 +120,19 @@ def test_bfloat16_is_torchs():
     assert torch.equal(merged, expected)
 
 
+@pytest.mark.parametrize("channels", [2047, 2049, 5000])
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_tokens_longer_than_a_block_of_scratch(channels, channels_first):
+    crops, full = random_features(8, 2, 3, 2, channels)
+    merged = kernels.lga_merge(crops, full, 2, channels_first=channels_first)
+    expected = reference.lga_merge(crops, full, 2)
+    assert np.array_equal(merged, expected.T if channels_first else expected)
+    normal = kernels.lga_merge(crops, full, 2, channels_first=channels_first, normalize=True)
+    lengths = np.linalg.norm(expected.astype(np.float64), axis=1, keepdims=True)
+    expected = expected / lengths
+    np.testing.assert_allclose(normal, expected.T if channels_first else expected, rtol=2e-6)
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES[2:])
 def test_channels_first_is_the_transpose(geometry):
     crops, full = random_features(5, *geometry)

@@ -1,5 +1,7 @@
 """preprocess: compiled against reference and torch, over every way a photo can lie in memory."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels import reference
+from kernels import checks, reference
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -24,10 +26,14 @@ def torch_preprocess(photo: np.ndarray, size: int, antialias: bool = False) -> n
     return ((resized / 255 - MEAN) / STD).numpy()
 
 
-def assert_same(given_, expected) -> None:
+ROUNDING = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # twice half a unit in the last place
+
+
+def assert_same(given_, expected, dtype: str = "float32") -> None:
     for ours, theirs in zip(given_, expected, strict=True):
-        assert ours.dtype == theirs.dtype == np.float32
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+        assert ours.dtype == theirs.dtype == (np.uint16 if dtype == "bfloat16" else np.dtype(dtype))
+        values = (reference._as_floats(array, dtype == "bfloat16") for array in (ours, theirs))
+        np.testing.assert_allclose(*values, rtol=ROUNDING[dtype], atol=1e-5)
 
 
 SHAPES = [(1, 1), (1, 7), (83, 107), (190, 77), (480, 640), (1080, 1920), (10000, 30), (30, 10000)]
@@ -116,14 +122,16 @@ def test_read_only_photo():
     extra=st.integers(0, 3),
     steps=st.tuples(*[st.sampled_from([-3, -2, -1, 1, 2, 3])] * 2),
     color=st.sampled_from(["rgb", "bgr"]),
+    options=st.fixed_dictionaries({"antialias": st.booleans(), "dtype": st.sampled_from(list(ROUNDING))}),
     seed=st.integers(0, 2**31),
 )
-def test_any_geometry(height, width, crop, stride, extra, steps, color, seed):
+def test_any_geometry(height, width, crop, stride, extra, steps, color, options, seed):
     photo = random_photo(np.random.default_rng(seed), height, width)[:: steps[0], :: steps[1]]
     size = crop + extra * stride
     assert_same(
-        kernels.preprocess(photo, size, crop, stride, color),
-        reference.preprocess(photo, size, crop, stride, color),
+        kernels.preprocess(photo, size, crop, stride, color, **options),
+        reference.preprocess(photo, size, crop, stride, color, **options),
+        options["dtype"],
     )
 
 
@@ -159,13 +167,29 @@ def test_grey():
     )
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("size", [1, 63, 97, 160])
+def test_sixteen_bit_results_are_rounded_once(size, antialias):
+    """float32 inside: as the float32 result, rounded at the end."""
+    photo = random_photo(np.random.default_rng(12), 83, 211)
+    arguments = (photo, size, (size + 1) // 2, max(size // 2, 1))
+    wide = kernels.preprocess(*arguments, antialias=antialias)
+    halves = kernels.preprocess(*arguments, antialias=antialias, dtype="float16")
+    bits = kernels.preprocess(*arguments, antialias=antialias, dtype="bfloat16")
+    for single, half, short in zip(wide, halves, bits, strict=True):
+        assert half.dtype == np.float16 and np.array_equal(half, single.astype(np.float16))
+        assert torch.equal(torch.from_numpy(short).view(torch.bfloat16), torch.from_numpy(single).to(torch.bfloat16))
+
+
 @pytest.mark.parametrize("shift", [0, 1, 4])
-def test_results_larger_than_the_caches(shift):
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_results_larger_than_the_caches(shift, dtype):
     photo = random_photo(np.random.default_rng(11), 300, 400)
-    memory = [np.full(count + 64, 7, np.float32) for count in (3 * 801**2, 4 * 3 * 401**2)]
-    shapes = (1, 3, 801, 801), (4, 3, 401, 401)
+    size, crop = (801, 401) if dtype == "float32" else (1001, 501)
+    shapes, element = ((1, 3, size, size), (4, 3, crop, crop)), checks.element_dtype(dtype)
+    memory = [np.full(math.prod(shape) + 64, 7, element) for shape in shapes]
     out = tuple(m[shift : m.size - 64 + shift].reshape(shape) for m, shape in zip(memory, shapes, strict=True))
     assert sum(array.nbytes for array in out) > 8 << 20
-    kernels.preprocess(photo, 801, 401, 400, out=out)
-    assert_same(out, reference.preprocess(photo, 801, 401, 400))
+    kernels.preprocess(photo, size, crop, crop - 1, out=out, dtype=dtype)
+    assert_same(out, reference.preprocess(photo, size, crop, crop - 1, dtype=dtype), dtype)
     assert all(np.all(m[:shift] == 7) and np.all(m[m.size - 64 + shift :] == 7) for m in memory)

@@ -101,28 +101,41 @@ Merge<T, Out> merge_for(const Sources<T>& sources) {
     }
 }
 
-// The order of the additions is that of 16 lanes on every processor.
-void normalize(float* token, std::int64_t padded) {
+std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+// `count` channels of a token from channel c on, in scratch: zeros follow up to a multiple of kTokens.
+template <typename T>
+void merge_block(Sources<T> sources, std::int64_t c, std::int64_t count, float* token) {
+    sources.first += c;
+    if (sources.full) sources.full += c;
+    merge_for<T, float>(sources)(sources, count, false, token);
+    for (; count % kTokens != 0; ++count) token[count] = 0.0f;
+}
+
+// What the token is divided by: its length. The order of the additions is that of 16 lanes on every processor.
+// `token` then holds the last block of it.
+template <typename T>
+float divisor_of(const MergePlan& plan, const Sources<T>& sources, float* token) {
+    const std::int64_t channels = plan.tokens.channels;
     Floats sums[kTokens / kLanes] = {};
-    for (std::int64_t c = 0; c < padded; c += kTokens)
-        for (int i = 0; i < kTokens / kLanes; ++i) {
-            const Floats values = load(token + c + i * kLanes);
-            sums[i] += values * values;
-        }
+    for (std::int64_t c = 0; c < channels; c += plan.block) {
+        const std::int64_t count = smaller(plan.block, channels - c);
+        merge_block(sources, c, count, token);
+        for (std::int64_t at = 0; at < count; at += kTokens)
+            for (int i = 0; i < kTokens / kLanes; ++i) {
+                const Floats values = load(token + at + i * kLanes);
+                sums[i] += values * values;
+            }
+    }
     float lanes[kTokens], total = 0.0f;
     for (int i = 0; i < kTokens / kLanes; ++i) store(lanes + i * kLanes, sums[i]);
     for (int i = 0; i < kTokens; ++i) total += lanes[i];
     const float length = __builtin_sqrtf(total);
-    const Floats divisor = broadcast(length < 1e-12f ? 1e-12f : length);  // NaN stays NaN
-    for (std::int64_t c = 0; c < padded; c += kLanes) store(token + c, load(token + c) / divisor);
+    return length < 1e-12f ? 1e-12f : length;  // NaN stays NaN
 }
 
-template <typename T>
-void merge_into(const MergePlan& plan, std::int64_t cell, float* token) {
-    const Sources<T> sources = sources_of<T>(plan, cell);
-    merge_for<T, float>(sources)(sources, plan.tokens.channels, false, token);
-    for (std::int64_t c = plan.tokens.channels; c < plan.padded; ++c) token[c] = 0.0f;
-    if (plan.options.normalize) normalize(token, plan.padded);
+void divide(float* token, std::int64_t count, float divisor) {
+    for (std::int64_t c = 0; c < count; c += kLanes) store(token + c, load(token + c) / broadcast(divisor));
 }
 
 template <typename T>
@@ -138,36 +151,51 @@ void transpose(const float* tokens, std::int64_t padded, float* block) {
         for (int c = 0; c < kTokens; ++c) block[c * kTokens + token] = tokens[token * padded + c];
 }
 
+// `channels` of them from channel c on.
 template <typename T>
-void put_transposed(const MergePlan& plan, std::int64_t cell, std::int64_t count, const float* tokens) {
+void put_transposed(const MergePlan& plan, std::int64_t cell, std::int64_t count, std::int64_t c, std::int64_t channels,
+                    const float* tokens) {
+    const std::int64_t cells = plan.grid * plan.grid;
     float block[kTokens * kTokens];
-    for (std::int64_t c = 0; c < plan.tokens.channels; c += kTokens) {
-        transpose(tokens + c, plan.padded, block);
-        for (std::int64_t i = 0; i < kTokens && c + i < plan.tokens.channels; ++i)
-            put(static_cast<T*>(plan.merged) + (c + i) * plan.grid * plan.grid + cell, block + i * kTokens, count);
+    for (std::int64_t at = 0; at < channels; at += kTokens) {
+        transpose(tokens + at, plan.block, block);
+        for (std::int64_t i = 0; i < kTokens && at + i < channels; ++i)
+            put(static_cast<T*>(plan.merged) + (c + at + i) * cells + cell, block + i * kTokens, count);
+    }
+}
+
+// `count` tokens by way of scratch. Longer ones than a block of channels are merged twice where their length is asked.
+template <typename T>
+void merge_by_blocks(const MergePlan& plan, std::int64_t cell, std::int64_t count, float* scratch) {
+    const std::int64_t channels = plan.tokens.channels;
+    const bool divided = plan.options.normalize, merged_already = divided && channels <= plan.block;
+    float divisors[kTokens];
+    for (std::int64_t i = 0; i < count && divided; ++i)
+        divisors[i] = divisor_of(plan, sources_of<T>(plan, cell + i), scratch + i * plan.block);
+    for (std::int64_t c = 0; c < channels; c += plan.block) {
+        const std::int64_t width = smaller(plan.block, channels - c);
+        for (std::int64_t i = 0; i < count; ++i) {
+            float* const token = scratch + i * plan.block;
+            if (!merged_already) merge_block(sources_of<T>(plan, cell + i), c, width, token);
+            if (divided) divide(token, width, divisors[i]);
+            if (!plan.options.channels_first)
+                put(static_cast<T*>(plan.merged) + (cell + i) * channels + c, token, width);
+        }
+        if (plan.options.channels_first) put_transposed<T>(plan, cell, count, c, width, scratch);
     }
 }
 
 template <typename T>
 void merge_stored(const MergePlan& plan, std::int64_t first, std::int64_t last, float* scratch) {
-    const std::int64_t channels = plan.tokens.channels;
-    for (std::int64_t cell = first; cell < last;) {
-        T* const merged = static_cast<T*>(plan.merged) + cell * channels;
-        if (plan.options.channels_first) {
-            const std::int64_t count = last - cell < kTokens ? last - cell : kTokens;
-            for (std::int64_t i = 0; i < count; ++i) merge_into<T>(plan, cell + i, scratch + i * plan.padded);
-            put_transposed<T>(plan, cell, count, scratch);
-            cell += count;
-            continue;
-        }
-        if (plan.options.normalize) {
-            merge_into<T>(plan, cell, scratch);
-            put(merged, scratch, channels);
-        } else {
-            const Sources<T> sources = sources_of<T>(plan, cell);
-            merge_for<T, T>(sources)(sources, channels, plan.stream, merged);
-        }
-        ++cell;
+    const std::int64_t channels = plan.tokens.channels, step = plan.scratch_tokens;
+    if (step > 0) {
+        for (std::int64_t cell = first; cell < last; cell += step)
+            merge_by_blocks<T>(plan, cell, smaller(step, last - cell), scratch);
+        return;
+    }
+    for (std::int64_t cell = first; cell < last; ++cell) {
+        const Sources<T> sources = sources_of<T>(plan, cell);
+        merge_for<T, T>(sources)(sources, channels, plan.stream, static_cast<T*>(plan.merged) + cell * channels);
     }
     streams_done();
 }

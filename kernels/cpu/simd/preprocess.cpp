@@ -130,32 +130,48 @@ void across(const ResizePlan& plan, Scratch& scratch) {
     }
 }
 
-void copy(const float* from, std::int64_t count, float* to) {
-    if (count == 0) return;  // nearly always, at the ends of a streamed row
-    __builtin_memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
+// The three lines as they will be stored, each where it was: what is written has been read.
+template <typename T>
+void narrow_lines(const ResizePlan& plan, Scratch& scratch) {
+    for (int c = 0; c < 3; ++c) {
+        float* const line = scratch.lines + c * plan.line_floats;
+        T* const narrowed = reinterpret_cast<T*>(line);
+        for (std::int64_t x = 0; x < plan.line_floats; x += kLanes) store(narrowed + x, load(line + x));
+    }
 }
 
-void put(const float* from, std::int64_t count, bool streamed, float* to) {
-    if (!streamed) return copy(from, count, to);
-    const Lines lines = whole_lines(to, count);
+void round_to_storage(const ResizePlan& plan, Scratch& scratch) {
+    if (plan.storage == Storage::float16) narrow_lines<Half>(plan, scratch);
+    if (plan.storage == Storage::bfloat16) narrow_lines<Bfloat>(plan, scratch);
+}
+
+void copy(const unsigned char* from, std::int64_t bytes, unsigned char* to) {
+    if (bytes == 0) return;  // nearly always, at the ends of a streamed row
+    __builtin_memcpy(to, from, static_cast<std::size_t>(bytes));
+}
+
+void put(const unsigned char* from, std::int64_t bytes, bool streamed, unsigned char* to) {
+    if (!streamed) return copy(from, bytes, to);
+    constexpr std::int64_t step = sizeof(Floats);
+    const Lines lines = whole_lines(to, bytes);
     copy(from, lines.first, to);
-    for (std::int64_t i = lines.first; i < lines.last; i += kLanes) stream(to + i, load(from + i));
-    copy(from + lines.last, count - lines.last, to + lines.last);
+    for (std::int64_t i = lines.first; i < lines.last; i += step) stream_raw(to + i, load_raw<Floats>(from + i));
+    copy(from + lines.last, bytes - lines.last, to + lines.last);
 }
 
 // A finished row goes to the image and to every crop that covers it, while it is still in cache.
 void deliver(const ResizePlan& plan, std::int64_t y, const Scratch& scratch) {
     const std::int64_t size = plan.geometry.size, crop = plan.geometry.crop, stride = plan.geometry.stride;
-    const std::int64_t per_axis = crop == 0 ? 0 : (size - crop) / stride + 1;
-    for (int c = 0; c < 3; ++c)
-        put(scratch.lines + c * plan.line_floats, size, plan.stream, plan.image + (c * size + y) * size);
+    const std::int64_t per_axis = crop == 0 ? 0 : (size - crop) / stride + 1, element = plan.element;
+    const auto line = [&](int c) { return reinterpret_cast<unsigned char*>(scratch.lines + c * plan.line_floats); };
+    for (int c = 0; c < 3; ++c) put(line(c), size * element, plan.stream, plan.image + (c * size + y) * size * element);
     for (std::int64_t i = 0; i < per_axis; ++i) {
         const std::int64_t row = y - i * stride;
         if (row < 0 || row >= crop) continue;
         for (std::int64_t j = 0; j < per_axis; ++j)
             for (int c = 0; c < 3; ++c)
-                put(scratch.lines + c * plan.line_floats + j * stride, crop, plan.stream,
-                    plan.crops + (((i * per_axis + j) * 3 + c) * crop + row) * crop);
+                put(line(c) + j * stride * element, crop * element, plan.stream,
+                    plan.crops + (((i * per_axis + j) * 3 + c) * crop + row) * crop * element);
     }
 }
 
@@ -169,6 +185,7 @@ void KERNELS_ISA::resize_rows(const ResizePlan& plan, std::int64_t first, std::i
             across<2>(plan, scratch);
         else
             across<0>(plan, scratch);
+        round_to_storage(plan, scratch);
         deliver(plan, y, scratch);
     }
     streams_done();
