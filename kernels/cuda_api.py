@@ -44,6 +44,7 @@ def preprocess(
     crop: int | None = 384,
     stride: int = 256,
     color: str = "rgb",
+    antialias: bool = False,
     pitch: int | None = None,
     dtype: str = "float32",
     stream: int = 0,
@@ -52,7 +53,7 @@ def preprocess(
 
     photo (H, W, 3) uint8, or 4 bytes a pixel for "rgba" and "bgra", 1 for "grey" -> image (1, 3, S, S) and
     crops (n, 3, c, c) of `dtype`. `shape` = (H, W); rows lie `pitch` bytes apart (None: no padding);
-    `crops` is 0 where crop is None.
+    `crops` is 0 where crop is None. antialias: as `kernels.preprocess` does it, for shrinking by more than 2.
     """
     launch = _compiled("preprocess")
     height, width = checks.height_width("shape", shape)
@@ -74,7 +75,9 @@ def preprocess(
         count = checks.crops_per_axis(size, crop, stride) ** 2
         outputs.append(_range("crops", crops, count * 3 * crop * crop * itemsize, itemsize))
     _apart(inputs, outputs)
-    launch(photo + red, height, width, pitch, pixel, step, size, crop, stride, storage, image, crops, _stream(stream))
+    source = photo + red, height, width, pitch, pixel, step
+    geometry = size, crop, stride, bool(antialias)
+    launch(*source, *geometry, storage, image, crops, _stream(stream))
 
 
 def lga_merge(

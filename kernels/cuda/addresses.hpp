@@ -16,9 +16,9 @@ T* at(Address address) {
 // and channel.
 inline cudaError_t call_preprocess(Address photo, std::int64_t height, std::int64_t width, std::int64_t pitch,
                                    int pixel, int channel, std::int64_t size, std::int64_t crop, std::int64_t stride,
-                                   int storage, Address image, Address crops, Address stream) {
+                                   bool antialias, int storage, Address image, Address crops, Address stream) {
     const Photo source{at<const std::uint8_t>(photo), height, width, pitch, pixel, channel};
-    return preprocess(source, {size, crop, stride}, static_cast<Storage>(storage), at(image), at(crops),
+    return preprocess(source, {size, crop, stride}, {static_cast<Storage>(storage), antialias}, at(image), at(crops),
                       at<CUstream_st>(stream));
 }
 

@@ -63,6 +63,27 @@ __device__ void interpolate(const Job<T>& job, const Rows& rows, const ShortTap&
     }
 }
 
+// One pixel as the weighted mean of all it covers, row by row.
+template <typename T>
+__device__ void average(const Job<T>& job, const Span& down, const Span& across, Pack<T, 1> (&planes)[3]) {
+    float sum[3] = {};
+    const std::uint8_t* row = job.photo.data + down.first * job.photo.row_stride + across.first * job.pixel;
+    for (int i = 0; i < down.count; ++i, row += job.photo.row_stride) {
+        float row_sum[3] = {};
+        for (int j = 0; j < across.count; ++j) {
+            const float weight = weight_of(across, j);
+#pragma unroll
+            for (int c = 0; c < 3; ++c) row_sum[c] += weight * row[j * job.pixel + c * job.channel];
+        }
+        const float weight = weight_of(down, i);
+#pragma unroll
+        for (int c = 0; c < 3; ++c) sum[c] += weight * row_sum[c];
+    }
+    const float total = total_weight(down) * total_weight(across);
+#pragma unroll
+    for (int c = 0; c < 3; ++c) planes[c].value[0] = from_float<T>(sum[c] / total * job.gain[c] + job.offset[c]);
+}
+
 // Into the image and every crop that covers these pixels. Crops begin and end at multiples of COUNT.
 template <typename T, int COUNT>
 __device__ void deliver(const Job<T>& job, std::int64_t y, std::int64_t x, const Pack<T, COUNT> (&planes)[3]) {
@@ -112,11 +133,24 @@ __global__ void __launch_bounds__(kLanes* kWarps) preprocess_kernel(Job<T> job) 
     if (x < size) deliver(job, y, x, planes);
 }
 
+// A thread a pixel. What it reads overlaps with its neighbours' and lies side by side with it: a cache serves most.
+template <typename T>
+__global__ void __launch_bounds__(kLanes* kWarps) antialias_kernel(Job<T> job) {
+    const int size = job.across.out;
+    const unsigned across = ceil_div(size, kLanes);
+    const int y = blockIdx.x / across * kWarps + threadIdx.x / kLanes;
+    const int x = blockIdx.x % across * kLanes + threadIdx.x % kLanes;
+    if (y >= size || x >= size) return;
+    Pack<T, 1> planes[3];
+    average(job, span_at(job.down, y), span_at(job.across, x), planes);
+    deliver(job, y, x, planes);
+}
+
 }  // namespace
 
-cudaError_t preprocess(const Photo& photo, const CropGeometry& geometry, Storage storage, void* image, void* crops,
-                       cudaStream_t stream) {
-    return with_element(storage, [&](auto* element) {
+cudaError_t preprocess(const Photo& photo, const CropGeometry& geometry, const PreprocessOptions& options, void* image,
+                       void* crops, cudaStream_t stream) {
+    return with_element(options.storage, [&](auto* element) {
         using T = std::remove_pointer_t<decltype(element)>;
         const std::int64_t size = geometry.size;
         Job<T> job;
@@ -136,10 +170,13 @@ cudaError_t preprocess(const Photo& photo, const CropGeometry& geometry, Storage
 
         constexpr int kWide = kVector<T>;
         const bool crops_fit = geometry.crop % kWide == 0 && geometry.stride % kWide == 0 && aligned(crops);
-        const bool wide = aligned(image) && size % kWide == 0 && (geometry.crop == 0 || crops_fit);
+        const bool shrinks = photo.height > size || photo.width > size, averages = options.antialias && shrinks;
+        const bool fits = aligned(image) && size % kWide == 0 && (geometry.crop == 0 || crops_fit);
+        const bool wide = fits && !averages;
+        const auto sampling = wide ? preprocess_kernel<T, kWide> : preprocess_kernel<T, 1>;
         const std::int64_t across = ceil_div<std::int64_t>(size, kLanes * (wide ? kWide : 1));
-        return launch(wide ? preprocess_kernel<T, kWide> : preprocess_kernel<T, 1>,
-                      across * ceil_div<std::int64_t>(size, kWarps), kLanes * kWarps, stream, job);
+        return launch(averages ? antialias_kernel<T> : sampling, across * ceil_div<std::int64_t>(size, kWarps),
+                      kLanes * kWarps, stream, job);
     });
 }
 

@@ -11,11 +11,10 @@
 
 namespace kernels::cuda {
 
-// Resize, normalise, crop and change the layout in one launch: interleaved uint8 -> planes of `storage`.
-// image (3, size, size); crops (crops_per_axis^2, 3, crop, crop), unused where geometry.crop is 0.
-// Unlike on the CPU, a photo's columns must run forwards: column_stride > 0.
-cudaError_t preprocess(const Photo& photo, const CropGeometry& geometry, Storage storage, void* image, void* crops,
-                       cudaStream_t stream);
+// As kernels::preprocess, in one launch: interleaved uint8 -> planes of `storage`. `crops` is unused where
+// geometry.crop is 0. Unlike on the CPU, a photo's columns must run forwards: column_stride > 0.
+cudaError_t preprocess(const Photo& photo, const CropGeometry& geometry, const PreprocessOptions& options, void* image,
+                       void* crops, cudaStream_t stream);
 
 // As kernels::lga_merge.
 cudaError_t lga_merge(const TokenGrid& tokens, const MergeOptions& options, const void* crops, const void* full,

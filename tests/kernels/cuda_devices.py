@@ -91,7 +91,7 @@ class EmulatedKernels:
         number, address, flag = ctypes.c_int64, ctypes.c_size_t, ctypes.c_bool
         small = ctypes.c_int
         signatures = {
-            "preprocess": [address, *[number] * 3, small, small, *[number] * 3, small, *[address] * 3],
+            "preprocess": [address, *[number] * 3, small, small, *[number] * 3, flag, small, *[address] * 3],
             "lga_merge": [address, address, *[number] * 4, small, flag, flag, address, address],
             "upsample_argmax": [address, *[number] * 5, small, number, number, small, address, address, flag, address],
         }

@@ -28,12 +28,13 @@ def preprocess(
     size: int,
     crop: int,
     stride: int,
+    antialias: bool,
     storage: int,
     image: int,
     crops: int,
     stream: int,
 ) -> None:
-    assert (pixel, storage) == (3, 0)
+    assert (pixel, antialias, storage) == (3, False, 0)
     photo, color = (red, "rgb") if step == 1 else (red - 2, "bgr")
 
     def work() -> None:
