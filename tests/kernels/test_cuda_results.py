@@ -335,6 +335,7 @@ def test_a_captured_graph_of_all_three_runs_again_on_new_input():
     rng, gpu = np.random.default_rng(SEED), Gpu()
     photo = gpu.upload(np.zeros((90, 120, 3), np.uint8))
     image, crops = gpu.poisoned((1, 3, 64, 64), np.float32), gpu.poisoned((9, 3, 32, 32), np.float32)
+    small = gpu.poisoned((1, 3, 24, 24), np.float32)
     features = rng.standard_normal((4, 36, 96), dtype=np.float32)
     tokens, merged = gpu.upload(features), gpu.poisoned((100, 96), np.float32)
     planes = smooth(rng, 20, 16, 16)
@@ -342,13 +343,15 @@ def test_a_captured_graph_of_all_three_runs_again_on_new_input():
 
     def launch():
         geometry = {"size": 64, "crop": 32, "stride": 16}
-        cuda_api.preprocess(photo.address, image.address, crops.address, shape=(90, 120), stream=gpu.stream, **geometry)
+        source = {"shape": (90, 120), "stream": gpu.stream}
+        cuda_api.preprocess(photo.address, image.address, crops.address, **source, **geometry)
+        cuda_api.preprocess(photo.address, small.address, 0, size=24, crop=None, antialias=True, **source)
         cuda_api.lga_merge(tokens.address, 0, merged.address, shape=features.shape, stride=4, stream=gpu.stream)
         cuda_api.upsample_argmax(logits.address, labels.address, shape=planes.shape, size=(64, 64), stream=gpu.stream)
 
     launch()  # loads the kernels, which a capture must not
     gpu.wait()
-    for memory in (image, crops, merged, labels):
+    for memory in (image, crops, small, merged, labels):
         gpu.write(memory.address, np.full(memory.array().nbytes, POISON, np.uint8))
     run = gpu.capture(launch)
     gpu.wait()
@@ -360,6 +363,8 @@ def test_a_captured_graph_of_all_three_runs_again_on_new_input():
         expected = reference.preprocess(picture, 64, 32, 16)
         np.testing.assert_allclose(image.array(), expected[0], rtol=0, atol=1e-5)
         np.testing.assert_allclose(crops.array(), expected[1], rtol=0, atol=1e-5)
+        averaged = reference.preprocess(picture, 24, None, antialias=True)[0]
+        np.testing.assert_allclose(small.array(), averaged, rtol=0, atol=1e-5)
         assert np.array_equal(merged.array(), reference.lga_merge(features, None, 4))
         assert np.array_equal(labels.array(), reference.upsample_argmax(planes, (64, 64)))
     gpu.close()
