@@ -152,6 +152,7 @@ def test_a_build_that_passes_keeps_nothing_aside(small_bundle: Path) -> None:
     assert "FAILS" not in page
     assert 'src="http' not in page
     assert "labels mean nothing and are not judged" in page
+    assert page.count("<td class=verdict>passes") == len(report.stages)  # no whole frame among them
 
 
 # --- bisection
