@@ -187,7 +187,7 @@ def shrink_with_antialias(patch: PATCH) -> None:
 
 def refine_every_class(patch: PATCH) -> None:
     for module in (runtime.pipeline, golden_pipeline):
-        patch.setattr(module, "select_classes", lambda cosines, limit: None)
+        patch.setattr(module, "refined_classes", lambda cosines, pad_len, shortlist: None)
 
 
 def forget_padding_classes(patch: PATCH) -> None:
