@@ -186,8 +186,8 @@ def shrink_with_antialias(patch: PATCH) -> None:
 
 
 def refine_every_class(patch: PATCH) -> None:
-    for module in (runtime.pipeline, golden_pipeline):
-        patch.setattr(module, "refined_classes", lambda cosines, pad_len, shortlist: None)
+    patch.setattr(runtime.pipeline, "refined_classes", lambda cosines, pad_len, shortlist: None)
+    patch.setattr(golden_pipeline, "select_classes", lambda cosines, pad_len: None)
 
 
 def forget_padding_classes(patch: PATCH) -> None:
