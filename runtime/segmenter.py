@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections import deque
@@ -51,6 +52,7 @@ class Segmenter:
         self._embedder = embedder
         self._color = check_color(color)
         self._named: Named = None, ()
+        self._process = os.getpid()
         self._lock = threading.RLock()
         self._turns = threading.BoundedSemaphore(pipeline.in_flight)
         self._queue: ThreadPoolExecutor | None = None
@@ -264,6 +266,8 @@ class Segmenter:
 
     def close(self) -> None:
         """Waits for queued images and frees the engines. Later calls raise EngineError."""
+        if os.getpid() != self._process:  # they are the parent's
+            return
         with self._lock:
             self._accepts = False
             queue, self._queue = self._queue, None
@@ -288,6 +292,11 @@ class Segmenter:
     def _check_open(self) -> None:
         if self._closed:
             raise closed_error()
+        if os.getpid() != self._process:
+            raise EngineError(
+                "this Segmenter was loaded before a fork, which neither CUDA nor the engines' threads survive; load it "
+                "in the child"
+            )
 
 
 def closed_error() -> EngineError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ class CudaPipeline:
         workers: Frames that compute side by side. Each has buffers of its own; weights are shared.
 
     Raises:
-        EngineError: a frame does not fit into the memory, an engine fails, or the process was forked.
+        EngineError: a frame does not fit into the memory, or an engine fails.
     """
 
     on_gpu = True
@@ -52,7 +51,7 @@ class CudaPipeline:
         if workers < 1:
             raise InputError(f"workers is {workers}; expected at least 1")
         self.in_flight = workers * IN_FLIGHT
-        self._bundle, self._process, self._shortlist = bundle, os.getpid(), shortlist
+        self._bundle, self._shortlist = bundle, shortlist
         self._host_lock = threading.Lock()
         self._through_host: Pipeline | None = None
         self._device, self._budget = Device(), Budget(max_memory)
@@ -60,7 +59,7 @@ class CudaPipeline:
 
     def prepare(self, classes: int) -> None:
         """Takes the memory and captures the graph for so many classes, on every worker, before the first frame."""
-        self._enter()
+        self._device.enter()
         if not self._needs_host(classes):
             for worker in self._pool.workers():
                 worker.prepare(classes)
@@ -78,7 +77,7 @@ class CudaPipeline:
         """photo: (H, W, 3) uint8 of NumPy's, or on the device. `on_device`: labels stay there, as a `DeviceArray`;
         scores are then the winning logits, or without refinement the cosines."""
         start = time.perf_counter()
-        self._enter()
+        self._device.enter()
         request = Request(photo, text, color, scores, on_device, reuse)
         if self._needs_host(len(text)):
             return self._on_host(request)
@@ -105,18 +104,11 @@ class CudaPipeline:
         Raises:
             InputError: this model passes through the host between two stages.
         """
-        self._enter()
+        self._device.enter()
         if self._needs_host(len(text)):
             raise InputError("this model computes something on the host between two stages; it has no device times")
         with self._pool.slot() as (worker, slot):
             return worker.measure(slot, Request(photo, text, scores=False)).read()
-
-    def _enter(self) -> None:
-        if os.getpid() != self._process:
-            raise EngineError(
-                "this Segmenter was loaded before a fork, which CUDA does not survive; load it in the child"
-            )
-        self._device.enter()
 
     def _needs_host(self, classes: int) -> bool:
         return needs_host(self._bundle.manifest.pipeline, classes, self._shortlist)
@@ -136,7 +128,7 @@ class CudaPipeline:
 
     def close(self) -> None:
         """Waits for the frames in flight; frees graphs, contexts, buffers and weights."""
-        self._enter()
+        self._device.enter()
         self._pool.close()
         for engine in self._through_host.engines.values() if self._through_host else ():
             engine.close()  # type: ignore[attr-defined]

@@ -26,7 +26,6 @@ from fake_cuda import Buffer, Capture, Graph, Stream
 from small_models import random_photo
 
 from runtime.bundle import Bundle
-from runtime.cuda import pipeline as cuda_pipeline
 from runtime.cuda.frame import Frame
 from runtime.cuda.pipeline import CudaPipeline
 from runtime.cuda.plan import plan_frame
@@ -207,13 +206,6 @@ def test_a_shortlist_passes_through_the_host(made: Made) -> None:  # noqa: F811
     assert len(frames(found)) == 1
     found.engines = {}
     found.close()
-
-
-def test_a_fork_is_refused(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    with monkeypatch.context() as patch:
-        patch.setattr(cuda_pipeline.os, "getpid", lambda: -1)
-        with pytest.raises(EngineError, match="loaded before a fork, which CUDA does not survive"):
-            made[0](random_photo(), text_of(5))
 
 
 def test_stage_times(made: Made) -> None:  # noqa: F811

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 import threading
@@ -345,6 +346,27 @@ def test_a_live_stream_skips_frames_but_not_the_last(segmenter: Segmenter, monke
 
 
 # --- loading and closing
+
+
+def test_a_fork_is_refused(segmenter: Segmenter) -> None:
+    """The engines' threads are not in the child: it would wait for them for ever."""
+    here, there = multiprocessing.Pipe()
+
+    def child() -> None:
+        try:
+            segmenter(random_photo())
+        except EngineError as error:
+            there.send(str(error))
+        segmenter.close()  # leaves the parent's engines alone
+        there.send("closed")
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    said = [here.recv() for _ in range(2) if here.poll(60)]
+    process.join(timeout=60)
+    assert said[1:] == ["closed"]
+    assert "loaded before a fork" in said[0]
+    assert segmenter(random_photo()).labels.shape == (48, 64)
 
 
 def test_closed(load: Load) -> None:
