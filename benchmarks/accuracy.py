@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from contextlib import ExitStack
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -21,7 +20,7 @@ import typer
 
 import benchmarks  # noqa: F401  # before anything that imports `kernels`, see there
 from runtime.cli import console, one_line_errors
-from runtime.errors import InputError, OutputError
+from runtime.errors import InputError
 
 if TYPE_CHECKING:  # --help waits for no library
     from benchmarks.accuracy_record import AccuracyRecord
@@ -244,37 +243,25 @@ def print_comparison(records: list[AccuracyRecord]) -> None:
 
 
 def write(record: AccuracyRecord, findings: Findings, dataset: Dataset, name: str, out: Path) -> list[Path]:
-    """The .json and, where matplotlib is installed, two pictures beside it: all whole, or none.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
+    """The .json and, where matplotlib is installed, two pictures. Raises OutputError: the folder cannot be written."""
     from benchmarks.accuracy_record import file_stem
-    from runtime.files import atomic_file
+    from benchmarks.result_files import save_results
 
-    folder, stem = out / record.machine.slug, file_stem(name, record.data, any(one.shortlist for one in record.scores))
-    pictures = importlib.util.find_spec("matplotlib") is not None
-    endings = (".json", "-confusion.png", "-sheet.png") if pictures else (".json",)
-    paths = [folder / f"{stem}{ending}" for ending in endings]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            partial, *images = [stack.enter_context(atomic_file(path)) for path in paths]
-            partial.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            if images:
-                from benchmarks.confusion_chart import save_confusion
-                from benchmarks.sheets import save_sheet
+    stem = file_stem(name, record.data, any(one.shortlist for one in record.scores))
+    note = " ".join(record.remarks)
 
-                note = " ".join(record.remarks)
-                save_confusion(images[0], findings.confusion, dataset, f"{record.title}\n{findings.titles[0]}", note)
-                save_sheet(
-                    images[1], findings.examples, dataset.classes, findings.titles, f"{record.title}\n{note}".strip()
-                )
-    except OSError as error:
-        raise OutputError(f"cannot write results to {folder} ({error.strerror}); name another folder") from None
-    if not pictures:
-        console.print("no pictures: matplotlib is not installed (pip install matplotlib)")
-    return paths
+    def confusion(path: Path) -> None:
+        from benchmarks.confusion_chart import save_confusion
+
+        save_confusion(path, findings.confusion, dataset, f"{record.title}\n{findings.titles[0]}", note)
+
+    def sheet(path: Path) -> None:
+        from benchmarks.sheets import save_sheet
+
+        save_sheet(path, findings.examples, dataset.classes, findings.titles, f"{record.title}\n{note}".strip())
+
+    pictures = {"-confusion.png": confusion, "-sheet.png": sheet}
+    return save_results(record, out / record.machine.slug, stem, pictures)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import typer
 
 import benchmarks  # noqa: F401  # before anything that imports `kernels`, see there
 from runtime.cli import console, one_line_errors
-from runtime.errors import InputError, OutputError
+from runtime.errors import InputError
 
 if TYPE_CHECKING:  # --help waits for no library
     from benchmarks.kernel_record import KernelRecord, Measured
@@ -190,21 +190,16 @@ def model_logits(bundle: Path) -> Callable[[int], Any]:
 
 
 def write(record: KernelRecord, out: Path, stem: str) -> Iterable[Path]:
-    """The .json and the picture: both whole, or neither. Raises OutputError: the folder cannot be written."""
+    """The .json and the picture. Raises OutputError: the folder cannot be written."""
     from benchmarks.machine import slug
-    from benchmarks.roofline import save_roofline
-    from runtime.files import atomic_file
+    from benchmarks.result_files import save_results
 
-    folder = out / record.machine.slug
-    data, picture = folder / f"{slug(stem)}.json", folder / f"{slug(stem)}.png"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(data) as partial_data, atomic_file(picture) as partial_picture:
-            partial_data.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            save_roofline(partial_picture, record)
-    except OSError as error:
-        raise OutputError(f"cannot write results to {folder} ({error.strerror}); name another folder") from None
-    return [data, picture]
+    def roofline(path: Path) -> None:
+        from benchmarks.roofline import save_roofline
+
+        save_roofline(path, record)
+
+    return save_results(record, out / record.machine.slug, slug(stem), {".png": roofline})
 
 
 if __name__ == "__main__":

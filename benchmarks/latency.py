@@ -7,7 +7,6 @@ python benchmarks/latency.py --bundle bundles/vitl --backend tensorrt --engine f
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from datetime import datetime, timezone
@@ -207,43 +206,27 @@ def check_writable(out: Path) -> None:
 
 
 def write(record: Record, out: Path) -> list[Path]:
-    """The .json and, where matplotlib is installed, the pictures beside it: each of them whole, or not at all.
+    """The .json and, where matplotlib is installed, the pictures: a chart, and a timeline of stages timed on a GPU.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    from runtime.files import atomic_file
+    from benchmarks.result_files import save_results
 
-    folder = out / record.machine.slug
-    data, picture = folder / f"{record.stem}.json", folder / f"{record.stem}.png"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(data) as partial_data:
-            partial_data.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            if importlib.util.find_spec("matplotlib") is None:
-                console.print("no picture: matplotlib is not installed (pip install matplotlib)")
-                return [data]
-            from benchmarks.charts import save_chart
+    def chart(path: Path) -> None:
+        from benchmarks.charts import save_chart
 
-            with atomic_file(picture) as partial_picture:
-                save_chart(partial_picture, record.means(), record.title, record.note)
-        return [data, picture, *write_timeline(record, folder)]
-    except OSError as error:
-        raise OutputError(f"cannot write results to {folder} ({error.strerror}); name another folder") from None
+        save_chart(path, record.means(), record.title, record.note)
 
+    def timeline(path: Path) -> None:
+        from benchmarks.timeline import save_timeline
 
-def write_timeline(record: Record, folder: Path) -> list[Path]:
-    """Where the stages were timed on a GPU."""
-    from runtime.files import atomic_file
+        assert record.profile is not None
+        save_timeline(path, record.profile.sites, record.title, record.note)
 
-    if record.profile is None or not record.profile.sites:
-        return []
-    from benchmarks.timeline import save_timeline
-
-    path = folder / f"{record.stem}-timeline.png"
-    with atomic_file(path) as partial:
-        save_timeline(partial, record.profile.sites, record.title, record.note)
-    return [path]
+    timed = record.profile is not None and record.profile.sites
+    pictures = {".png": chart} | ({"-timeline.png": timeline} if timed else {})
+    return save_results(record, out / record.machine.slug, record.stem, pictures)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ python benchmarks/video.py --bundle bundles/vitl --engine fp16 --frames 32 --cli
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import warnings
-from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +17,6 @@ import typer
 
 import benchmarks  # noqa: F401  # before anything that imports `kernels`, see there
 from runtime.cli import console, one_line_errors
-from runtime.errors import OutputError
 
 if TYPE_CHECKING:  # --help waits for no library
     from benchmarks.video_record import VideoRecord
@@ -122,31 +119,16 @@ def measure(
 
 
 def write(record: VideoRecord, examples: list[Example], out: Path) -> list[Path]:
-    """The .json and, where matplotlib is installed, the picture beside it: both whole, or neither.
+    """The .json and, where matplotlib is installed, the picture. Raises OutputError: the folder cannot be written."""
+    from benchmarks.result_files import save_results
 
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    from benchmarks.scene_vocabulary import VOCABULARY
-    from runtime.files import atomic_file
+    def chart(path: Path) -> None:
+        from benchmarks.scene_vocabulary import VOCABULARY
+        from benchmarks.video_chart import save_video_chart
 
-    folder = out / record.machine.slug
-    drawn = importlib.util.find_spec("matplotlib") is not None
-    paths = [folder / f"{record.stem}{ending}" for ending in ((".json", ".png") if drawn else (".json",))]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            data, *pictures = [stack.enter_context(atomic_file(path)) for path in paths]
-            data.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            if pictures:
-                from benchmarks.video_chart import save_video_chart
+        save_video_chart(path, record, examples, VOCABULARY)
 
-                save_video_chart(pictures[0], record, examples, VOCABULARY)
-    except OSError as error:
-        raise OutputError(f"cannot write results to {folder} ({error.strerror}); name another folder") from None
-    if not drawn:
-        console.print("no picture: matplotlib is not installed (pip install matplotlib)")
-    return paths
+    return save_results(record, out / record.machine.slug, record.stem, {".png": chart})
 
 
 if __name__ == "__main__":
