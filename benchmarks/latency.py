@@ -64,10 +64,10 @@ def main(
         from benchmarks.photos import photo_file
         from benchmarks.tables import print_report
         from runtime.bundle import Bundle
-        from runtime.engines import choose_backend
+        from runtime.engines import backend_for
 
-        library, precision = choose_backend(backend, engine)
         opened = Bundle.open(bundle)
+        library, precision = backend_for(opened, backend, engine)
         without_torch = why_no_torch(opened.manifest, weights, no_torch)
         check_writable(out)
         with photo_file(photo) as (pixels, photo_name):

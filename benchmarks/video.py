@@ -48,10 +48,10 @@ def main(
         from benchmarks.machine import usable_cores
         from benchmarks.video_record import print_report
         from runtime.bundle import Bundle
-        from runtime.engines import best_backend, choose_backend
+        from runtime.engines import backend_for
 
         opened = Bundle.open(bundle)
-        library, precision = best_backend(opened, engine) if backend == "auto" else choose_backend(backend, engine)
+        library, precision = backend_for(opened, backend, engine)
         check_writable(out)
         used = threads or usable_cores()
         record, examples = measure(opened, library, precision, used, clips, frames, size, classes)

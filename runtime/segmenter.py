@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import TOKENIZER, Bundle
-from runtime.engines import CPU_BACKENDS, Backend, best_backend, choose_backend, open_pipeline, open_stage
+from runtime.engines import CPU_BACKENDS, Backend, backend_for, choose_backend, open_pipeline, open_stage
 from runtime.errors import EngineError, InputError
 from runtime.files import cache_dir
 from runtime.images import as_pixels, in_gpu_memory
@@ -108,8 +109,8 @@ class Segmenter:
                 f"{opened.root} was built with random weights: it shows shapes and speed, its labels mean nothing",
                 stacklevel=2,
             )
-        auto = backend == "auto" and device == "auto"
-        library, chosen = best_backend(opened, precision) if auto else choose_backend(backend, precision)
+        choose = choose_backend if device == "cpu" else partial(backend_for, opened)
+        library, chosen = choose(backend, precision)
         if device == "cpu" and library not in CPU_BACKENDS:
             raise InputError(f"backend {library} does not run on device cpu; expected {' or '.join(CPU_BACKENDS)}")
         stages = [stage.name for stage in manifest.stages if stage.name != TEXT_STAGE]

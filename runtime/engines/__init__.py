@@ -58,6 +58,11 @@ def not_installed(backend: str) -> str:
     return f"{backend} is not installed; pip install {package}"
 
 
+def backend_for(bundle: Bundle, backend: str, precision: str | None) -> tuple[Backend, Precision]:
+    """As `choose_backend`, but "auto" knows what was built for this machine's GPU."""
+    return best_backend(bundle, precision) if backend == "auto" else choose_backend(backend, precision)
+
+
 def best_backend(bundle: Bundle, precision: str | None) -> tuple[Backend, Precision]:
     """What "auto" means for a bundle: an engine that was built for the GPU of this machine, else the CPU."""
     from runtime.engine_cache import mend_engine, objection

@@ -232,6 +232,8 @@ def test_engines_of_other_gpus_beside_those_that_fit(on_device: tuple[Bundle, Li
     )
     both = bundle.manifest.model_copy(update={"engines": others + bundle.manifest.engines})
     assert runtime.engines.best_backend(Bundle(bundle.root, both), None) == ("tensorrt", "fp16")
+    assert runtime.engines.backend_for(Bundle(bundle.root, both), "auto", "fp16") == ("tensorrt", "fp16")
+    assert runtime.engines.backend_for(Bundle(bundle.root, both), "onnxruntime", None) == ("onnxruntime", "fp32")
 
 
 def test_more_classes_than_were_built_for(on_device: tuple[Bundle, Library]) -> None:
