@@ -54,7 +54,9 @@ class Device:
     def view(self, array: Any, stream: Any) -> Any:
         """Another library's array by DLPack or the CUDA array interface, not copied: `ptr`, `shape`, `strides` in
         elements (None: contiguous), `dtype`. What its owner still computes comes before later work of `stream`."""
-        return self._utils().StridedMemoryView(array, stream_ptr=int(stream.handle))
+        views = self._utils().StridedMemoryView
+        make = getattr(views, "from_any_interface", views)  # the constructor did that before version 1
+        return make(array, stream_ptr=int(stream.handle))
 
     def share(self, tensor: DeviceTensor) -> Any:
         """The same memory with DLPack's methods."""

@@ -282,6 +282,10 @@ class StridedMemoryView:
         self.owner = array
 
     @classmethod
+    def from_any_interface(cls, array: Any, stream_ptr: int) -> StridedMemoryView:
+        return cls(array, stream_ptr)
+
+    @classmethod
     def from_buffer(cls, buffer: Buffer, shape: tuple[int, ...], *, dtype: Any) -> Any:
         memory = buffer.memory.view(dtype).reshape(shape)
         return SimpleNamespace(__dlpack__=lambda stream=None: memory)  # in the place of a capsule
