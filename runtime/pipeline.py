@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import kernels
+from kernels.checks import label_dtype
 from runtime.classes import refined_classes
 from runtime.engines.base import Array, Engine, Tensors
 from runtime.manifest import PipelineSpec
@@ -138,7 +139,7 @@ class Pipeline:
         with timer("upsample_argmax"):
             labels, winning = upsample_argmax(logits, photo.shape[:2], scores)
             if kept is not None:
-                labels = kept.astype(np.uint8 if len(text) <= 255 else np.uint16)[labels]
+                labels = kept.astype(label_dtype(len(text)))[labels]
             if winning is not None and self.spec.refinement:
                 winning = sigmoid(winning)
         return PipelineResult(labels, winning, timer.finish(), len(logits) if self.spec.refinement else None)

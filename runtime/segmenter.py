@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -175,7 +175,7 @@ class Segmenter:
 
     def _call(self, image: Any, color: str | None, scores: bool, named: Named) -> Any:
         if isinstance(image, list):
-            return list(self._in_flight(image, color, scores))
+            return list(self._in_flight(image, color, scores, lambda: named))
         return self._segment(image, color, scores, named)
 
     def on_device(self, image: Any, *, color: str | None = None) -> DeviceSegmentation:
@@ -207,22 +207,27 @@ class Segmenter:
 
     def submit(self, image: Any, *, color: str | None = None, scores: bool = True) -> Future[Segmentation]:
         """Queues one image, with the classes of this moment, and returns at once. Frames begin in their order."""
+        return self._submit(image, color, scores, self._named)
+
+    def _submit(self, image: Any, color: str | None, scores: bool, named: Named) -> Future[Segmentation]:
         with self._lock:
             if not self._accepts:
                 raise closed_error()
             if self._queue is None:
                 self._queue = ThreadPoolExecutor(self._pipeline.in_flight, thread_name_prefix=WORKER)
-            return self._queue.submit(self._call, image, color, scores, self._named)
+            return self._queue.submit(self._call, image, color, scores, named)
 
-    def _in_flight(self, images: Iterable[Any], color: str | None, scores: bool) -> Iterator[Segmentation]:
-        """In their order, as many at once as the device takes."""
+    def _in_flight(
+        self, images: Iterable[Any], color: str | None, scores: bool, named: Callable[[], Named]
+    ) -> Iterator[Segmentation]:
+        """In their order, as many at once as the device takes; `named` is asked for each."""
         queued = threading.current_thread().name.startswith(WORKER)  # a list among the images of `submit`
         if queued or self._pipeline.in_flight == 1:
-            yield from (self._segment(image, color, scores, self._named) for image in images)
+            yield from (self._segment(image, color, scores, named()) for image in images)
             return
         begun: deque[Future[Segmentation]] = deque()
         for image in images:
-            begun.append(self.submit(image, color=color, scores=scores))
+            begun.append(self._submit(image, color, scores, named()))
             if len(begun) == self._pipeline.in_flight:
                 yield begun.popleft().result()
         yield from (future.result() for future in begun)
@@ -263,7 +268,7 @@ class Segmenter:
             for frame in newest(frames) if drop else frames:
                 yield self._segment(frame, order, scores, self._named, reuse)
         else:
-            yield from self._in_flight(frames, order, scores)
+            yield from self._in_flight(frames, order, scores, lambda: self._named)
 
     def close(self) -> None:
         """Waits for queued images and frees the engines. Later calls raise EngineError."""

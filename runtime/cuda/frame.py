@@ -58,6 +58,7 @@ class Frame:
     ) -> None:
         self._spec, self._plan, self._streams, self._engines = spec, plan, streams, engines
         self._ready, self._full_done, self._guide_done = device.timer(), device.timer(), device.timer()
+        self._calls = {call.site: call for call in plan.calls}
         self._captures = all(engine.captures for engine in engines.values())
         self._text: Array | None = None
         self._classes = 0
@@ -176,7 +177,7 @@ class Frame:
     def _enqueue(self, views: Views, mark: Mark) -> None:
         """Crops on the main stream, the whole image and the guidance beside them."""
         main, side, guide = self._streams.main, self._streams.side, self._streams.guide
-        calls = {call.site: call for call in self._plan.calls}
+        calls = self._calls
         main.record(self._ready)
         if views.full:
             side.wait(self._ready)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.checks import label_dtype
 from runtime.bundle import Bundle
 from runtime.cuda.arrays import DeviceArray, DevicePhoto, device_photo
 from runtime.cuda.budget import Budget
@@ -207,11 +208,11 @@ class Worker:
         if bucket not in self._frames:
             plan = plan_frame(self._bundle, bucket)
             activations = self._activations(plan)
-            needed = plan.nbytes() + activations
+            needed, purpose = plan.nbytes() + activations, plan.describe(activations)
             while len(self._frames) >= MOST_FRAMES or (self._frames and needed > self._budget.left()):
                 self._drop_oldest()
-            log.info("%s", plan.describe(activations))
-            self._budget.take((self, bucket), needed, plan.describe(activations))
+            log.info("%s", purpose)
+            self._budget.take((self, bucket), needed, purpose)
             try:
                 self._frames[bucket] = Frame(self._device, self._streams, spec, self._engines, plan)
             except BaseException:
@@ -239,5 +240,5 @@ class Worker:
 
 
 def result_types(request: Request) -> dict[str, np.dtype[Any]]:
-    labels = np.dtype(np.uint8 if len(request.text) <= 255 else np.uint16)
+    labels = np.dtype(label_dtype(len(request.text)))
     return {"labels": labels} | ({"scores": np.dtype(np.float32)} if request.scores else {})

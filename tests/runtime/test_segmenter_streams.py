@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from small_models import random_photo
+from small_models import CLASSES, random_photo
 
 import runtime.segmenter
 from runtime import Segmentation, Segmenter
@@ -67,6 +67,23 @@ def test_submit(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     assert results[0].scores is None
     segmenter.submit(random_photo()).result(timeout=60)  # the callbacks have run too
     assert done == [0, 1, 2, 3]
+
+
+def test_what_is_submitted_keeps_its_classes(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image or a list of them, whatever is named while they wait."""
+    segmenter, before = load(), CLASSES
+    named = threading.Event()
+    real = runtime.segmenter.as_pixels
+
+    def late(photo: Any) -> Any:
+        assert named.wait(timeout=60)
+        return real(photo)
+
+    monkeypatch.setattr(runtime.segmenter, "as_pixels", late)
+    one, several = segmenter.submit(random_photo()), segmenter.submit([random_photo(), random_photo()])
+    segmenter.set_classes(["floor", "cup"])
+    named.set()
+    assert [result.classes for result in (one.result(60), *several.result(60))] == [before] * 3  # type: ignore[misc]
 
 
 def test_an_exception_comes_through_the_future(segmenter: Segmenter) -> None:
